@@ -1,0 +1,259 @@
+"""Stages and messages: what a step consists of before anyone decides an order.
+
+A *stage* is a segment's position in pipeline order, over forward and backward
+segments alike. Two partitions in a chain give four stages:
+
+    stage      0     1     2     3
+    kind       F     F     B     B
+    pp_rank    0     1     1     0
+
+A partition may be visited several times. With tied embeddings the last forward
+stage is on pp_rank 0 again, where the weights are:
+
+    stage      0     1     2     3     4     5
+    kind       F     F     F     B     B     B
+    pp_rank    0     1     0     0     1     0
+
+Stages form a graph through `needs`, not only a chain.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from smp_tf.errors import ScheduleError
+
+__all__ = ["Kind", "Message", "Pipeline", "Stage"]
+
+
+class Kind(enum.Enum):
+    """What an action does. The value is its spelling in text."""
+
+    F = "F"
+    B = "B"
+    SEND_F = "SEND_F"
+    RECV_F = "RECV_F"
+    SEND_B = "SEND_B"
+    RECV_B = "RECV_B"
+
+    @property
+    def is_compute(self) -> bool:
+        return self in (Kind.F, Kind.B)
+
+    @property
+    def is_send(self) -> bool:
+        return self in (Kind.SEND_F, Kind.SEND_B)
+
+    @property
+    def is_recv(self) -> bool:
+        return self in (Kind.RECV_F, Kind.RECV_B)
+
+    @property
+    def compute(self) -> Kind:
+        """F or B: the kind of the stage that this action runs or carries."""
+        return Kind.B if self in (Kind.B, Kind.SEND_B, Kind.RECV_B) else Kind.F
+
+    @property
+    def send(self) -> Kind:
+        """The kind that sends the outputs of such a stage."""
+        return Kind.SEND_B if self.compute is Kind.B else Kind.SEND_F
+
+    @property
+    def recv(self) -> Kind:
+        """The kind that receives the outputs of such a stage."""
+        return Kind.RECV_B if self.compute is Kind.B else Kind.RECV_F
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One segment as the scheduler sees it.
+
+    Attributes:
+        kind: F, or B for a whole backward.
+        rank: the pp_rank that runs it.
+        needs: stages whose outputs it reads for the same microbatch, with the
+            forward stages of its own rank whose activations it reads.
+        seconds: estimated time for one microbatch; only ratios matter.
+    """
+
+    kind: Kind
+    rank: int
+    needs: tuple[int, ...] = ()
+    seconds: float = 1.0
+
+
+@dataclass(frozen=True, order=True)
+class Message:
+    """The outputs of `stage` go to pp_rank `peer`, once per microbatch.
+
+    The peer runs a stage that needs them, or returns them to the caller.
+    """
+
+    stage: int
+    peer: int
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """All stages of a step, in an order in which they could run one by one.
+
+    Attributes:
+        stages: every stage needs only stages before it, and no F needs a B.
+        num_ranks: partitions, also those without a stage.
+        messages: one for every pair of a stage and another rank that reads its
+            outputs.
+
+    Raises:
+        ScheduleError: one of these rules is broken.
+    """
+
+    stages: tuple[Stage, ...]
+    num_ranks: int
+    messages: tuple[Message, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.num_ranks < 1:
+            raise ScheduleError(
+                f"a pipeline has at least one rank; num_ranks={self.num_ranks}"
+            )
+        for index, stage in enumerate(self.stages):
+            self._check_stage(index, stage)
+        self._check_messages()
+
+    def _check_stage(self, index: int, stage: Stage) -> None:
+        if not stage.kind.is_compute:
+            raise ScheduleError(
+                f"stage {index}: a stage is F or B; kind={stage.kind.value}"
+            )
+        if not 0 <= stage.rank < self.num_ranks:
+            raise ScheduleError(
+                f"stage {index}: no such pp_rank; rank={stage.rank}, "
+                f"num_ranks={self.num_ranks}"
+            )
+        if not 0.0 <= stage.seconds < math.inf:
+            raise ScheduleError(
+                f"stage {index}: seconds must be finite and not negative; "
+                f"seconds={stage.seconds}"
+            )
+        for need in stage.needs:
+            if not 0 <= need < index:
+                raise ScheduleError(
+                    f"stage {index}: a stage may only need stages before it; "
+                    f"needs={need}"
+                )
+            if stage.kind is Kind.F and self.stages[need].kind is Kind.B:
+                raise ScheduleError(
+                    f"stage {index}: a forward stage cannot need a backward one; "
+                    f"needs={need}; what depends on gradients belongs to a B stage"
+                )
+
+    def _check_messages(self) -> None:
+        seen = set()
+        for message in self.messages:
+            known = 0 <= message.stage < len(self.stages)
+            if not known or not 0 <= message.peer < self.num_ranks:
+                raise ScheduleError(
+                    f"{message}: no such stage or peer; "
+                    f"stages={len(self.stages)}, num_ranks={self.num_ranks}"
+                )
+            if message.peer == self.stages[message.stage].rank:
+                raise ScheduleError(f"{message}: a rank sends itself no message")
+            if message in seen:
+                raise ScheduleError(f"{message}: listed twice")
+            seen.add(message)
+        for index, stage in enumerate(self.stages):
+            for need in stage.needs:
+                message = Message(need, stage.rank)
+                if self.stages[need].rank != stage.rank and message not in seen:
+                    raise ScheduleError(
+                        f"stage {index} on rank {stage.rank} needs stage {need} of "
+                        f"rank {self.stages[need].rank}, but no message carries "
+                        f"it; add {message}"
+                    )
+
+    @classmethod
+    def from_stages(
+        cls,
+        stages: Iterable[Stage],
+        num_ranks: int,
+        returns: Iterable[Message] = (),
+    ) -> Pipeline:
+        """Build a pipeline and derive its messages from what the stages need.
+
+        Args:
+            stages: as in the class.
+            num_ranks: as in the class.
+            returns: messages for returned values, which no stage reads.
+        """
+        stages = tuple(stages)
+        messages = set(returns)
+        for stage in stages:
+            messages |= {
+                Message(need, stage.rank)
+                for need in stage.needs
+                # A bad index is reported by __post_init__, with its place.
+                if 0 <= need < len(stages) and stages[need].rank != stage.rank
+            }
+        return cls(stages, num_ranks, tuple(sorted(messages)))
+
+    @classmethod
+    def chain(
+        cls,
+        num_ranks: int,
+        forward_seconds: float = 1.0,
+        backward_seconds: float = 1.0,
+    ) -> Pipeline:
+        """Build the textbook pipeline: F down the ranks, then B back up.
+
+        `chain(3)` has stages 0:F@0 1:F@1 2:F@2 3:B@2 4:B@1 5:B@0; each B also
+        needs the F of its own rank.
+        """
+        stages = [
+            Stage(Kind.F, rank, (rank - 1,) if rank else (), forward_seconds)
+            for rank in range(num_ranks)
+        ]
+        for rank in reversed(range(num_ranks)):
+            needs = (rank, len(stages) - 1) if rank < num_ranks - 1 else (rank,)
+            stages.append(Stage(Kind.B, rank, needs, backward_seconds))
+        return cls.from_stages(stages, num_ranks)
+
+    @cached_property
+    def ancestors(self) -> tuple[frozenset[int], ...]:
+        """For each stage, every stage it needs, directly or through others."""
+        found: list[frozenset[int]] = []
+        for stage in self.stages:
+            found.append(
+                frozenset(stage.needs).union(*(found[need] for need in stage.needs))
+            )
+        return tuple(found)
+
+    @cached_property
+    def holders(self) -> tuple[tuple[int, ...], ...]:
+        """For each stage, the B stages that let go of its microbatch on its rank.
+
+        A microbatch is *live* at a forward stage from its start there until all
+        its holders are done: so long its activations take memory. Holders are the
+        B stages of the same rank that read this stage or, if none does, the first
+        ones that depend on it. Empty for B, and for F that no B of the same rank
+        depends on.
+        """
+        return tuple(self._holders(index) for index in range(len(self.stages)))
+
+    def _holders(self, index: int) -> tuple[int, ...]:
+        if self.stages[index].kind is Kind.B:
+            return ()
+        after = [
+            later
+            for later in range(index + 1, len(self.stages))
+            if self.stages[later].kind is Kind.B
+            and self.stages[later].rank == self.stages[index].rank
+            and index in self.ancestors[later]
+        ]
+        readers = [later for later in after if index in self.stages[later].needs]
+        return tuple(
+            readers or (s for s in after if self.ancestors[s].isdisjoint(after))
+        )

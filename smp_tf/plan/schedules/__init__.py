@@ -1,0 +1,37 @@
+"""Schedules by name: pure functions from a pipeline to an order of actions."""
+
+from __future__ import annotations
+
+from smp_tf.errors import ScheduleError
+from smp_tf.plan.action import Pipeline, Schedule
+from smp_tf.plan.schedules.interleaved import interleaved
+from smp_tf.plan.schedules.simple import simple
+
+__all__ = ["NAMES", "build", "interleaved", "simple"]
+
+NAMES = ("interleaved", "simple")
+"""Values of the configuration key `pipeline` that can be built."""
+
+
+def build(
+    name: str,
+    pipeline: Pipeline,
+    num_microbatches: int,
+    active_microbatches: int,
+) -> Schedule:
+    """Build the schedule of this name, with F and B actions only.
+
+    Args:
+        name: one of NAMES.
+        pipeline: stages with their seconds per microbatch.
+        num_microbatches: at least 1.
+        active_microbatches: limit for `interleaved`; `simple` has none.
+
+    Raises:
+        ScheduleError: no schedule has this name, or a number is below 1.
+    """
+    if name == "interleaved":
+        return interleaved(pipeline, num_microbatches, active_microbatches)
+    if name == "simple":
+        return simple(pipeline, num_microbatches)
+    raise ScheduleError(f"no such schedule; pipeline={name!r}; use one of {NAMES}")
