@@ -1,0 +1,129 @@
+"""Model parallelism for TensorFlow and Keras: ``import smp_tf as smp``.
+
+The public names are listed by hand below and loaded at first use (PEP 562), so that the parts
+which need no TensorFlow (``smp_tf.plan``, ``smp_tf.config``) import without it.
+"""
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "smp_tf.errors": (
+        "ConfigError",
+        "MicrobatchError",
+        "NotInitializedError",
+        "PartitionError",
+        "ScheduleError",
+        "SmpError",
+        "TraceError",
+        "TransportError",
+    ),
+    "smp_tf.runtime.session": (
+        "CommGroup",
+        "DP_GROUP",
+        "DP_RANK",
+        "MP_GROUP",
+        "MP_RANK",
+        "PP_GROUP",
+        "PP_RANK",
+        "RDP_GROUP",
+        "RDP_RANK",
+        "RankType",
+        "TP_GROUP",
+        "TP_RANK",
+        "WORLD",
+        "WORLD_RANK",
+        "allgather",
+        "barrier",
+        "broadcast",
+        "config",
+        "dp_barrier",
+        "dp_rank",
+        "dp_size",
+        "get_dp_group",
+        "get_mp_group",
+        "get_pp_group",
+        "get_rdp_group",
+        "get_tp_group",
+        "get_world_group",
+        "init",
+        "is_initialized",
+        "local_rank",
+        "local_size",
+        "mp_barrier",
+        "mp_rank",
+        "mp_size",
+        "pp_barrier",
+        "pp_rank",
+        "pp_size",
+        "rank",
+        "rdp_rank",
+        "rdp_size",
+        "recv_from",
+        "send",
+        "shutdown",
+        "size",
+        "tp_rank",
+        "tp_size",
+    ),
+    "smp_tf.runtime.placement": ("partition", "register_post_partition_hook"),
+    "smp_tf.report.partition_table": ("partition_table",),
+    "smp_tf.runtime.step": ("step",),
+    "smp_tf.runtime.step_output": ("StepOutput",),
+    "smp_tf.keras.model": ("DistributedModel",),
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def _require_legacy_keras() -> None:
+    """Make ``tf.keras`` mean Keras 2 (tf_keras), or say why that is no longer possible."""
+    loaded = sys.modules.get("keras")
+    version = getattr(loaded, "__version__", "2")
+    if os.environ.get("TF_USE_LEGACY_KERAS") != "1" and version.split(".")[0] >= "3":
+        raise ImportError(
+            f"smp_tf needs Keras 2 (tf_keras), but Keras 3 is already loaded: keras="
+            f"{version}. Put this line first in the script, before any other import:\n"
+            f"    import smp_tf as smp"
+        )
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+
+
+_require_legacy_keras()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    # Submodules stay reachable as attributes without being public names.
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if TYPE_CHECKING:  # the same names for type checkers and editors
+    from smp_tf.errors import (  # noqa: F401
+        ConfigError,
+        MicrobatchError,
+        NotInitializedError,
+        PartitionError,
+        ScheduleError,
+        SmpError,
+        TraceError,
+        TransportError,
+    )
+    from smp_tf.keras.model import DistributedModel  # noqa: F401
+    from smp_tf.runtime.placement import partition  # noqa: F401
+    from smp_tf.runtime.step import step  # noqa: F401

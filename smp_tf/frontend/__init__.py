@@ -1,0 +1,1 @@
+"""Reads TensorFlow: turns a step function into a ``plan.graph.Graph``."""

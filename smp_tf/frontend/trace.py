@@ -1,0 +1,216 @@
+"""Trace a step function for one microbatch and describe the result as a ``plan.graph.Graph``."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from smp_tf.errors import TraceError
+from smp_tf.frontend import hooks
+from smp_tf.frontend.returns import Returns, describe_returns
+from smp_tf.plan.graph import (
+    Graph,
+    Node,
+    TensorSpec,
+    Variable,
+    short_hash,
+    sort_topologically,
+)
+
+# Attributes that may differ between processes, or between ranks, without changing what is computed
+# together: seeds (each random operation runs on one rank), and our own marks.
+_NOT_COMPARED = {"seed", "seed2", "_class", *hooks.ATTRIBUTES}
+
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTrace:
+    """A traced step: the plain ``graph``, and the TensorFlow objects its names stand for.
+
+    Attributes:
+        func_graph: where segments are cut from.
+        captured: placeholder node name -> the tensor outside that it stands for.
+        variables: aligned with ``graph.variables``.
+        models: distributed models that were called.
+        returns: structure of what the step returns.
+    """
+
+    graph: Graph
+    func_graph: tf.Graph
+    captured: Mapping[str, tf.Tensor]
+    variables: tuple[tf.Variable, ...]
+    models: tuple[Any, ...]
+    returns: Returns
+
+
+def trace_step(
+    function: Callable[..., Any],
+    specs: Sequence[tf.TensorSpec],
+    call: Callable[[Callable[..., Any], Sequence[tf.Tensor]], Any],
+    *,
+    autograph: bool = True,
+) -> StepTrace:
+    """Trace ``function`` once, forward, loss and backward together.
+
+    Args:
+        specs: the tensors of one microbatch.
+        call: given the function and symbolic tensors for ``specs``, puts them where the
+            user's arguments had them and calls.
+        autograph: convert the function with AutoGraph, as tf.function does.
+
+    Raises:
+        TraceError: the step uses a tensor of an enclosing function, calls no
+            DistributedModel, or returns nothing that depends on one.
+    """
+    hooks.probe()
+    recorder = hooks.Recorder()
+    found: list[Returns] = []
+    converted = hooks.with_autograph(function) if autograph else function
+
+    def body(*tensors: tf.Tensor) -> list[tf.Tensor]:
+        recorder.graph = tf.compat.v1.get_default_graph()
+        returns, flat = describe_returns(call(converted, tensors), recorder)
+        found.append(returns)
+        return flat
+
+    with hooks.outside_of_graphs(), hooks.tracing(recorder):
+        func_graph = hooks.trace_function("smp_step", body, specs)
+    name = getattr(function, "__name__", "step")
+    if not recorder.models:
+        raise TraceError(
+            f"a step must call a DistributedModel: step={name} called none; call it inside"
+            " the decorated function, or use tf.function for a step without a model"
+        )
+    captured = {inside.op.name: outside for outside, inside in func_graph.captures}
+    _refuse_outer_tensors(name, captured)
+    variables, described = _describe_variables(recorder.models, func_graph, captured)
+    graph = _describe(func_graph, recorder, captured, variables, described, found[-1])
+    _check_depends_on_model(name, graph)
+    return StepTrace(
+        graph, func_graph, captured, variables, tuple(recorder.models), found[-1]
+    )
+
+
+def _refuse_outer_tensors(step: str, captured: Mapping[str, tf.Tensor]) -> None:
+    for tensor in captured.values():
+        if not hasattr(tensor, "numpy"):
+            raise TraceError(
+                "a step must not use tensors of the function around it other than through"
+                f" its arguments: step={step} tensor={tensor.name!r}; pass it as an argument"
+                " (and name it in non_split_inputs if it has no batch axis)"
+            )
+
+
+def _describe_variables(
+    models: Sequence[Any],
+    func_graph: tf.Graph,
+    captured: Mapping[str, tf.Tensor],
+) -> tuple[tuple[tf.Variable, ...], tuple[Variable, ...]]:
+    """All variables of the models, then the others that the step touches."""
+    placeholder = {id(outside): name for name, outside in captured.items()}
+    seen: dict[int, tuple[tf.Variable, Variable]] = {}
+
+    def add(variable: tf.Variable, in_model: bool) -> None:
+        if id(variable.handle) not in seen:
+            spec = TensorSpec(variable.dtype.name, _shape(variable.shape))
+            name = placeholder.get(id(variable.handle), "")
+            trainable = bool(variable.trainable)
+            described = Variable(variable.name, spec, trainable, in_model, name)
+            seen[id(variable.handle)] = (variable, described)
+
+    for model in models:
+        for variable in model.global_variables:
+            add(variable, True)
+    for variable in func_graph.variables:
+        add(variable, False)
+    return tuple(v for v, _ in seen.values()), tuple(d for _, d in seen.values())
+
+
+def _shape(shape: tf.TensorShape) -> tuple[int | None, ...] | None:
+    return None if shape.rank is None else tuple(shape.as_list())
+
+
+def _describe(
+    func_graph: tf.Graph,
+    recorder: hooks.Recorder,
+    captured: Mapping[str, tf.Tensor],
+    variables: tuple[tf.Variable, ...],
+    described: tuple[Variable, ...],
+    returns: Returns,
+) -> Graph:
+    operations = func_graph.get_operations()
+    defs = {node_def.name: node_def for node_def in func_graph.as_graph_def().node}
+    nodes = [_node(operation, defs[operation.name]) for operation in operations]
+    index = {id(variable.handle): i for i, variable in enumerate(variables)}
+    gradient_of = {}
+    for sources, results in recorder.gradients:
+        for source, result in zip(sources, results, strict=True):
+            handle = id(getattr(source, "handle", None))
+            if result is None or handle not in index:
+                continue
+            for tensor in tf.nest.flatten(result, expand_composites=True):
+                gradient_of[tensor.name] = index[handle]
+    for leaf in returns.leaves:
+        if leaf.variable is not None and id(leaf.variable.handle) in index:
+            for component in leaf.components:
+                gradient_of[func_graph.outputs[component].name] = index[
+                    id(leaf.variable.handle)
+                ]
+    return Graph(
+        nodes=sort_topologically(nodes),
+        arguments=tuple(t.name for t in func_graph.inputs if t.op.name not in captured),
+        captures=tuple(captured),
+        variables=described,
+        losses=tuple(
+            dict.fromkeys(t.name for t in recorder.losses if t.graph is func_graph)
+        ),
+        returns=tuple(t.name for t in func_graph.outputs),
+        gradient_of=gradient_of,
+        effects=tuple(op.name for op in func_graph.control_outputs if op.type != "NoOp"),
+    ).without_dead_nodes()
+
+
+def _node(operation: tf.Operation, node_def: Any) -> Node:
+    pin = node_def.attr[hooks.PARTITION].i if hooks.PARTITION in node_def.attr else None
+    return Node(
+        name=operation.name,
+        op=operation.type,
+        inputs=tuple(tensor.name for tensor in operation.inputs),
+        controls=tuple(control.name for control in operation.control_inputs),
+        outputs=tuple(TensorSpec(t.dtype.name, _shape(t.shape)) for t in operation.outputs),
+        is_stateful=bool(operation.op_def.is_stateful),
+        layer=hooks.read_attribute(node_def, hooks.LAYER),
+        forward=hooks.read_attribute(node_def, hooks.FORWARD),
+        is_gradient=hooks.GRADIENT in node_def.attr,
+        pin=pin,
+        digest=_digest(node_def),
+    )
+
+
+def _digest(node_def: Any) -> str:
+    """Hash of a NodeDef's attributes, the same in every process.
+
+    Names of library functions end in a process-local number, which is left out.
+    """
+    parts = []
+    for key in sorted(node_def.attr):
+        if key in _NOT_COMPARED:
+            continue
+        value = node_def.attr[key]
+        if value.HasField("func"):
+            parts.append(f"{key}={re.sub(r'_[0-9]+$', '', value.func.name)}")
+        elif not key.startswith("_"):
+            parts.append(f"{key}={value.SerializeToString(deterministic=True)!r}")
+    return short_hash("\n".join(parts))
+
+
+def _check_depends_on_model(step: str, graph: Graph) -> None:
+    needed = graph.ancestors(graph.returns)
+    if not any(graph.by_name[name].layer for name in needed):
+        raise TraceError(
+            "the result of a step must depend on the output of a DistributedModel:"
+            f" step={step} returns values that do not; return a loss, predictions or"
+            " gradients (or use tf.function for a step without a model)"
+        )

@@ -1,0 +1,1 @@
+"""Keras models that are split over ranks."""

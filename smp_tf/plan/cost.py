@@ -1,0 +1,154 @@
+"""First cost model: bytes and seconds of each atom, from static shapes.
+
+Unknown dimensions (a batch size that is only known at run time) count as 1: all atoms are
+scaled alike, so the balance hardly depends on them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from smp_tf.plan.atoms import Atoms
+from smp_tf.plan.graph import Graph, Node, node_of
+from smp_tf.plan.roles import Roles
+
+# A roofline of one CPU core. Only their ratio matters to the partitioner: operations with fewer than
+# ~10 flops per byte are bound by memory.
+FLOPS_PER_SECOND = 5e10
+BYTES_PER_SECOND = 5e9
+
+OPTIMIZER_SLOTS = 2
+"""Slots per trainable weight: Adam's. The step does not say which optimizer will follow."""
+
+_CONVOLUTIONS = {"Conv2D": 1, "Conv3D": 1, "DepthwiseConv2dNative": 1}
+_MATMULS = frozenset({"MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one atom costs; bytes of one microbatch, seconds of one microbatch.
+
+    Attributes:
+        weight_bytes: all its variables.
+        gradient_bytes: accumulated gradients of the trainable ones.
+        optimizer_bytes: optimizer state.
+        activation_bytes: tensors kept from its forward for its backward.
+    """
+
+    weight_bytes: int = 0
+    gradient_bytes: int = 0
+    optimizer_bytes: int = 0
+    activation_bytes: int = 0
+    flops: int = 0
+    forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
+
+    @property
+    def memory_bytes(self) -> int:
+        return (
+            self.weight_bytes
+            + self.gradient_bytes
+            + self.optimizer_bytes
+            + self.activation_bytes
+        )
+
+    @property
+    def seconds(self) -> float:
+        return self.forward_seconds + self.backward_seconds
+
+    def __add__(self, other: "Cost") -> "Cost":
+        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return Cost(*(a + b for a, b in zip(mine, theirs, strict=True)))
+
+
+def node_flops(graph: Graph, node: Node) -> int:
+    """Floating point operations of a node; one per output element where nothing is known.
+
+    Shapes: MatMul [m, k] x [k, n] = 2 m k n; a convolution 2 x filter x outputs / channels
+    out, its gradients the same with the roles of input and output exchanged.
+    """
+    elements = sum(spec.num_elements for spec in node.outputs)
+    specs = [graph.spec(tensor) for tensor in node.inputs]
+    if node.op in _MATMULS:
+        out, a = node.outputs[0], specs[0]
+        if out.shape and a.num_elements and out.shape[-1]:
+            rows = out.num_elements // out.shape[-1]
+            return 2 * out.num_elements * max(a.num_elements // max(rows, 1), 1)
+    elif node.op in _CONVOLUTIONS:
+        return _convolution_flops(node.outputs[0].num_elements, specs[1], node.op)
+    elif node.op.endswith("BackpropInput") or node.op.endswith("BackpropInputV2"):
+        return _convolution_flops(specs[-1].num_elements, specs[1], node.op)
+    elif node.op.endswith("BackpropFilter") or node.op.endswith("BackpropFilterV2"):
+        return _convolution_flops(specs[-1].num_elements, node.outputs[0], node.op)
+    return elements
+
+
+def _convolution_flops(outputs: int, kernel: "object", op: str) -> int:
+    shape = getattr(kernel, "shape", None)
+    if not shape:
+        return outputs
+    taps = math.prod(dim or 1 for dim in shape)
+    channels_out = (shape[-1] or 1) * ((shape[-2] or 1) if op.startswith("Depthwise") else 1)
+    return 2 * outputs * max(taps // channels_out, 1)
+
+
+def node_seconds(graph: Graph, node: Node) -> float:
+    """Roofline estimate: arithmetic or memory traffic, whichever takes longer."""
+    moved = sum(spec.num_bytes for spec in node.outputs)
+    moved += sum(graph.spec(tensor).num_bytes for tensor in node.inputs)
+    return max(node_flops(graph, node) / FLOPS_PER_SECOND, moved / BYTES_PER_SECOND)
+
+
+def atom_costs(graph: Graph, roles: Roles, atoms: Atoms) -> tuple[Cost, ...]:
+    """The cost of each atom, forward and backward."""
+    costs = [Cost() for _ in atoms.atoms]
+    for node in graph.nodes:
+        atom = atoms.atom_of.get(node.name)
+        if atom is None or not roles.is_placed(node.name):
+            continue
+        flops, seconds = node_flops(graph, node), node_seconds(graph, node)
+        if node.name in roles.backward:
+            costs[atom] += Cost(flops=flops, backward_seconds=seconds)
+        else:
+            costs[atom] += Cost(flops=flops, forward_seconds=seconds)
+    for index, atom in atoms.atom_of_variable.items():
+        variable = graph.variables[index]
+        size = variable.spec.num_bytes
+        trained = size if variable.trainable else 0
+        costs[atom] += Cost(size, trained, OPTIMIZER_SLOTS * trained)
+    for atom, stashed in _stashed_bytes(graph, roles, atoms.atom_of).items():
+        costs[atom] += Cost(activation_bytes=stashed)
+    return tuple(costs)
+
+
+def _stashed_bytes(
+    graph: Graph, roles: Roles, atom_of: Mapping[str, int]
+) -> Mapping[int, int]:
+    """Bytes of forward tensors that the backward of each atom reads."""
+    kept: dict[tuple[int, str], int] = {}
+    for node in graph.nodes:
+        if node.name not in roles.backward or node.name not in atom_of:
+            continue
+        for tensor in node.inputs:
+            source = node_of(tensor)
+            if source not in roles.backward and roles.is_placed(source):
+                kept[(atom_of[node.name], tensor)] = graph.spec(tensor).num_bytes
+    total: dict[int, int] = {}
+    for (atom, _), size in kept.items():
+        total[atom] = total.get(atom, 0) + size
+    return total
+
+
+def loads(costs: Sequence[Cost], memory_weight: float) -> tuple[float, ...]:
+    """One number per atom to balance; all atoms together weigh 1.
+
+    Args:
+        memory_weight: 0 balances seconds only, 1 bytes only.
+    """
+    memory = sum(cost.memory_bytes for cost in costs) or 1
+    seconds = sum(cost.seconds for cost in costs) or 1.0
+    return tuple(
+        memory_weight * cost.memory_bytes / memory
+        + (1.0 - memory_weight) * cost.seconds / seconds
+        for cost in costs
+    )

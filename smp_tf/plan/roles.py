@@ -1,0 +1,140 @@
+"""What kind of node each node of a step is: forward or backward, and where it may run.
+
+========== =====================================================================
+role       meaning
+========== =====================================================================
+free       costs nothing to make anywhere (constants, arguments, captures, what is
+           computed from constants and argument shapes): copied into each segment
+read       the value of a model variable that the step does not write, or a cast of
+           it: read again by each segment of its owner, never stashed
+everywhere changes state that is no model's (a metric, a counter): runs on every rank
+placed     runs on exactly one partition
+========== =====================================================================
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from smp_tf.plan.graph import Graph, Node, node_of
+
+_READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape"})
+_SHAPE_OPS = frozenset({"Shape", "ShapeN", "Size", "Rank"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+    """Sets of node names; a node in none of ``free``, ``read``, ``everywhere`` is placed.
+
+    Attributes:
+        backward: nodes of the backward phase; all others are forward.
+        variable_of_read: read node -> index of its variable.
+    """
+
+    free: frozenset[str]
+    everywhere: frozenset[str]
+    backward: frozenset[str]
+    variable_of_read: Mapping[str, int]
+
+    def is_placed(self, name: str) -> bool:
+        return (
+            name not in self.free
+            and name not in self.everywhere
+            and name not in self.variable_of_read
+        )
+
+
+def touched_variables(graph: Graph, node: Node) -> list[int]:
+    """Variables whose resource ``node`` takes as an input."""
+    return [
+        graph.variable_of[name]
+        for name in map(node_of, node.inputs)
+        if name in graph.variable_of
+    ]
+
+
+def assign_roles(graph: Graph) -> Roles:
+    """Classify every node of ``graph``."""
+    return Roles(
+        free=_free(graph),
+        everywhere=_everywhere(graph),
+        backward=_backward(graph),
+        variable_of_read=_reads(graph),
+    )
+
+
+def _backward(graph: Graph) -> frozenset[str]:
+    """Gradient operations and what follows them, less what a loss needs.
+
+    *Forward = ancestors of a loss* comes first: building the gradient of a While loop rewrites
+    the forward loop, whose accumulators then carry backward marks; and the inner gradient of
+    a second-order loss is part of the forward pass.
+    """
+    forward = graph.ancestors(graph.losses)
+    backward: set[str] = set()
+    for node in graph.nodes:
+        if node.name in forward:
+            continue
+        if (
+            node.is_gradient
+            or any(node_of(tensor) in backward for tensor in node.inputs)
+            or any(control in backward for control in node.controls)
+        ):
+            backward.add(node.name)
+    return frozenset(backward)
+
+
+def _free(graph: Graph) -> frozenset[str]:
+    returned = {node_of(tensor) for tensor in graph.returns}
+    arguments = {node_of(tensor) for tensor in graph.arguments}
+    free = arguments | set(graph.captures)
+    computed: set[str] = set()  # free and not itself an argument or a capture
+    for node in graph.nodes:
+        if node.name in free or node.is_stateful or node.controls:
+            continue
+        if node.name in returned:  # needs a place to be returned from
+            continue
+        sources = {node_of(tensor) for tensor in node.inputs}
+        if sources <= computed or (node.op in _SHAPE_OPS and sources <= arguments):
+            computed.add(node.name)
+    return frozenset(free | computed)
+
+
+def _everywhere(graph: Graph) -> frozenset[str]:
+    captures = set(graph.captures)
+    found = set()
+    for node in graph.nodes:
+        if not node.is_stateful or node.op in _READS:
+            continue
+        resources = {node_of(tensor) for tensor in node.inputs} & captures
+        outside = [
+            name
+            for name in resources
+            if graph.by_name[name].outputs[0].dtype == "resource"
+            and not (
+                name in graph.variable_of and graph.variables[graph.variable_of[name]].in_model
+            )
+        ]
+        if outside:
+            found.add(node.name)
+    return frozenset(found)
+
+
+def _reads(graph: Graph) -> Mapping[str, int]:
+    written = {
+        index
+        for node in graph.nodes
+        if node.is_stateful and node.op not in _READS
+        for index in touched_variables(graph, node)
+    }
+    returned = {node_of(tensor) for tensor in graph.returns}
+    found: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.name in returned:
+            continue
+        if node.op == "ReadVariableOp":
+            for index in touched_variables(graph, node):
+                if graph.variables[index].in_model and index not in written:
+                    found[node.name] = index
+        elif node.op in ("Cast", "Identity") and node_of(node.inputs[0]) in found:
+            found[node.name] = found[node_of(node.inputs[0])]
+    return found

@@ -1,0 +1,315 @@
+"""Cut a partitioned step into segments: what each rank can run without waiting for another.
+
+Every node gets a level on a ring, one ring position per partition: the smallest level that is not
+below its inputs' and that belongs to its partition.
+
+    forward   level   0  1  2 | 3  4  5 ..      backward   level   0  1  2 | 3 ..
+              rank    0  1  2 | 0  1  2                    rank    2  1  0 | 2
+
+Nodes of one level form a segment. Whatever the assignment of nodes to partitions, levels never
+decrease along an edge, so the segments cannot wait for each other in a circle; a partition that
+is visited twice (a layer used twice, tied embeddings) simply has two segments. A plain chain
+on n partitions gives exactly 2n.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+
+from smp_tf.errors import PartitionError
+from smp_tf.plan.atoms import Atoms
+from smp_tf.plan.graph import Graph, Node, TensorSpec, node_of
+from smp_tf.plan.pipeline import Kind, Message, Pipeline, Stage
+from smp_tf.plan.roles import Roles
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """One function of one rank.
+
+    Attributes:
+        kind: Kind.F or Kind.B.
+        partition: pp_rank that runs it.
+        nodes: to import, in topological order, copies of free nodes and of reads included.
+        arguments: microbatch argument tensors it reads.
+        captures: placeholder nodes it reads.
+        inputs: tensors from other segments.
+        outputs: tensors that other segments read or the step returns.
+        needs: stages that make ``inputs``.
+    """
+
+    stage: int
+    kind: Kind
+    partition: int
+    nodes: tuple[str, ...]
+    arguments: tuple[str, ...]
+    captures: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    needs: tuple[int, ...]
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """A tensor that crosses to another pp_rank, once per microbatch.
+
+    Attributes:
+        stage: the segment that makes it.
+        source, peer: pp_ranks.
+        spec: dtype and [microbatch, ...] shape.
+    """
+
+    tensor: str
+    stage: int
+    source: int
+    peer: int
+    spec: TensorSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentPlan:
+    """A step cut for ``num_partitions`` ranks.
+
+    Attributes:
+        segments: in pipeline order; a segment's place is its stage.
+        cuts: ordered by stage, tensor, peer; the same on every rank.
+        return_stage: returned tensor -> pp_rank that needs it -> stage that makes it.
+    """
+
+    num_partitions: int
+    segments: tuple[Segment, ...]
+    cuts: tuple[Cut, ...]
+    return_stage: Mapping[str, Mapping[int, int]]
+
+    def pipeline(self) -> Pipeline:
+        """What a schedule needs to know of it."""
+        messages = sorted({(cut.stage, cut.peer) for cut in self.cuts})
+        return Pipeline(
+            stages=tuple(
+                Stage(s.kind, s.partition, s.needs, s.seconds) for s in self.segments
+            ),
+            num_ranks=self.num_partitions,
+            messages=tuple(Message(stage, peer) for stage, peer in messages),
+        )
+
+
+def split_segments(
+    graph: Graph,
+    roles: Roles,
+    atoms: Atoms,
+    partition_of_atom: Sequence[int],
+    num_partitions: int,
+    seconds: Mapping[str, float],
+) -> SegmentPlan:
+    """Cut a step.
+
+    Args:
+        partition_of_atom: one entry per atom.
+        seconds: estimated time of a node, for scheduling.
+
+    Raises:
+        PartitionError: a tensor that cannot be sent would have to cross ranks.
+    """
+    splitter = _Splitter(graph, roles, atoms, partition_of_atom, num_partitions)
+    splitter.place_instances()
+    return splitter.plan(seconds)
+
+
+_Instance = tuple[str, int]  # node name, partition
+
+
+class _Splitter:
+    """The working state of ``split_segments``."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        roles: Roles,
+        atoms: Atoms,
+        partition_of_atom: Sequence[int],
+        num_partitions: int,
+    ) -> None:
+        self.graph, self.roles, self.n = graph, roles, num_partitions
+        self.home = {name: partition_of_atom[atom] for name, atom in atoms.atom_of.items()}
+        self.owner = {
+            index: partition_of_atom[atom] for index, atom in atoms.atom_of_variable.items()
+        }
+        self.level: dict[_Instance, int] = {}
+        self.backward_base = 0
+
+    # -- where each node runs ------------------------------------------------------------------
+
+    @functools.cached_property
+    def wanted(self) -> Mapping[str, tuple[int, ...]]:
+        """Returned tensor -> pp_ranks that get it: a gradient its owner, the rest all."""
+        every = tuple(range(self.n))
+        owners = {
+            tensor: (self.owner[index],)
+            for tensor, index in self.graph.gradient_of.items()
+            if index in self.owner
+        }
+        return {
+            tensor: owners.get(tensor, every)
+            for tensor in self.graph.returns
+        }
+
+    @functools.cached_property
+    def remote_reads(self) -> frozenset[str]:
+        """Reads whose value another partition needs: they run once on their owner."""
+        found = set()
+        for node in self.graph.nodes:
+            for tensor in node.inputs:
+                name = node_of(tensor)
+                if name not in self.roles.variable_of_read:
+                    continue
+                if any(p != self.home[name] for p in self.partitions_of(node)):
+                    found.add(name)
+        return frozenset(found)
+
+    def partitions_of(self, node: Node) -> Iterable[int]:
+        if node.name in self.roles.everywhere:
+            return range(self.n)
+        if node.name in self.home:
+            return (self.home[node.name],)
+        return ()
+
+    def is_copied(self, name: str, partition: int) -> bool:
+        """True if each segment of ``partition`` makes its own copy of node ``name``."""
+        if name in self.roles.free:
+            return True
+        return name in self.roles.variable_of_read and self.home[name] == partition
+
+    def source(self, name: str, partition: int) -> _Instance:
+        """Where ``partition`` gets the outputs of node ``name`` from."""
+        here = (name, partition)
+        return here if here in self.level else (name, self.home[name])
+
+    def place_instances(self) -> None:
+        """Give every instance its level, forward nodes first."""
+        for is_backward in (False, True):
+            if is_backward:
+                top = max(self.level.values(), default=-1)
+                self.backward_base = (top // self.n + 1) * self.n
+            for node in self.graph.nodes:
+                name = node.name
+                if name in self.roles.free or (name in self.roles.backward) != is_backward:
+                    continue
+                if name in self.roles.variable_of_read and name not in self.remote_reads:
+                    continue
+                for partition in self.partitions_of(node):
+                    self.level[name, partition] = self._level(node, partition, is_backward)
+
+    def _level(self, node: Node, partition: int, is_backward: bool) -> int:
+        base = self.backward_base if is_backward else 0
+        lowest = base
+        for tensor in node.inputs:
+            name = node_of(tensor)
+            if not self.is_copied(name, partition):
+                lowest = max(lowest, self.level[self.source(name, partition)])
+        for control in node.controls:
+            lowest = max(lowest, self.level.get((control, partition), base))
+        position = self.n - 1 - partition if is_backward else partition
+        return lowest + (position - (lowest - base)) % self.n
+
+    # -- segments and cuts ---------------------------------------------------------------------
+
+    def plan(self, seconds: Mapping[str, float]) -> SegmentPlan:
+        levels = sorted(set(self.level.values()))
+        stage_of_level = {level: stage for stage, level in enumerate(levels)}
+        stage = {instance: stage_of_level[level] for instance, level in self.level.items()}
+        members: list[list[Node]] = [[] for _ in levels]
+        partition_of_stage = [0] * len(levels)
+        for node in self.graph.nodes:
+            for partition in self.partitions_of(node):
+                if (node.name, partition) in stage:
+                    index = stage[node.name, partition]
+                    members[index].append(node)
+                    partition_of_stage[index] = partition
+        inputs: list[dict[str, int]] = [{} for _ in levels]  # tensor -> stage that makes it
+        outputs: list[dict[str, None]] = [{} for _ in levels]
+        cuts: dict[tuple[int, str, int], Cut] = {}
+
+        def use(tensor: str, partition: int, reader: str) -> int:
+            """``partition`` needs ``tensor``: export it where it is made, cut if remote."""
+            made_by = self.source(node_of(tensor), partition)
+            index = stage[made_by]
+            outputs[index].setdefault(tensor)
+            if made_by[1] != partition:
+                spec = self.graph.spec(tensor)
+                if not spec.can_cross:
+                    raise PartitionError(
+                        "a tensor that cannot be sent must stay on one partition: tensor="
+                        f"{tensor!r} spec={spec} from partition {made_by[1]} to {partition},"
+                        f" read by {reader}; put both operations on one partition"
+                    )
+                cuts[index, tensor, partition] = Cut(tensor, index, made_by[1], partition, spec)
+            return index
+
+        for index, nodes in enumerate(members):
+            partition = partition_of_stage[index]
+            for node in nodes:
+                for tensor in node.inputs:
+                    name = node_of(tensor)
+                    if self.is_copied(name, partition):
+                        continue
+                    if stage[self.source(name, partition)] != index:
+                        inputs[index][tensor] = use(tensor, partition, repr(node.name))
+        returns = {
+            tensor: {p: use(tensor, p, "the returned values") for p in ranks}
+            for tensor, ranks in self.wanted.items()
+        }
+        segments = tuple(
+            self._segment(
+                index,
+                partition_of_stage[index],
+                nodes,
+                inputs[index],
+                outputs[index],
+                levels[index] >= self.backward_base,
+                sum(seconds.get(node.name, 0.0) for node in nodes),
+            )
+            for index, nodes in enumerate(members)
+        )
+
+        def order(key: tuple[int, str, int]) -> tuple[int, tuple[int, int], int]:
+            return key[0], self.graph.order_of(key[1]), key[2]
+
+        return SegmentPlan(
+            self.n, segments, tuple(cuts[key] for key in sorted(cuts, key=order)), returns
+        )
+
+    def _segment(
+        self,
+        stage: int,
+        partition: int,
+        nodes: Sequence[Node],
+        inputs: Mapping[str, int],
+        outputs: Mapping[str, None],
+        is_backward: bool,
+        seconds: float,
+    ) -> Segment:
+        arguments = {node_of(tensor): tensor for tensor in self.graph.arguments}
+        captures = set(self.graph.captures)
+        own = {node.name for node in nodes}
+        copied: set[str] = set()
+        stack = [name for node in nodes for name in map(node_of, node.inputs)]
+        while stack:
+            name = stack.pop()
+            if name in own or name in copied or not self.is_copied(name, partition):
+                continue
+            copied.add(name)
+            stack += map(node_of, self.graph.by_name[name].inputs)
+        imported = (own | copied) - set(arguments) - captures
+        return Segment(
+            stage=stage,
+            kind=Kind.B if is_backward else Kind.F,
+            partition=partition,
+            nodes=tuple(n.name for n in self.graph.nodes if n.name in imported),
+            arguments=tuple(t for name, t in arguments.items() if name in copied),
+            captures=tuple(name for name in self.graph.captures if name in copied),
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+            needs=tuple(sorted(set(inputs.values()))),
+            seconds=seconds,
+        )

@@ -1,0 +1,80 @@
+"""The partition table: what each partition holds, costs and sends."""
+
+from collections.abc import Sequence
+
+from smp_tf.plan.cost import Cost
+from smp_tf.plan.step_plan import StepPlan
+
+_HEADER = (
+    "partition",
+    "layers",
+    "variables",
+    "weight bytes",
+    "activation bytes",
+    "compute share",
+    "cut bytes",
+)
+
+
+def partition_table(plan: StepPlan) -> str:
+    """One line per partition, and one for the whole model.
+
+    Weight bytes are those of the variables; activation bytes are kept for the backward pass of
+    one microbatch; compute share is estimated; cut bytes leave the partition per microbatch,
+    forward and backward.
+    """
+    whole = sum(plan.costs, Cost())
+    rows: list[Sequence[str]] = [_HEADER]
+    owner = plan.owner
+    for partition in range(plan.num_partitions):
+        atoms = [
+            i for i, chosen in enumerate(plan.partition_of_atom) if chosen == partition
+        ]
+        cost = sum((plan.costs[i] for i in atoms), Cost())
+        layers = [layer for i in atoms for layer in plan.atoms.atoms[i].layers]
+        cut = sum(c.spec.num_bytes for c in plan.segments.cuts if c.source == partition)
+        rows.append(
+            (
+                str(partition),
+                _span(layers),
+                str(sum(p == partition for p in owner.values())),
+                f"{cost.weight_bytes:,}",
+                f"{cost.activation_bytes:,}",
+                f"{100 * cost.seconds / (whole.seconds or 1.0):.1f} %",
+                f"{cut:,}",
+            )
+        )
+    rows.append(
+        (
+            "all",
+            f"{len({layer for atom in plan.atoms.atoms for layer in atom.layers})} layers",
+            str(len(owner)),
+            f"{whole.weight_bytes:,}",
+            f"{whole.activation_bytes:,}",
+            "100.0 %",
+            f"{sum(c.spec.num_bytes for c in plan.segments.cuts):,}",
+        )
+    )
+    return _align(rows)
+
+
+def _span(layers: Sequence[str]) -> str:
+    """First and last layer, without the model's own name."""
+    names = list(dict.fromkeys(layer.partition("/")[2] or layer for layer in layers))
+    if len(names) <= 2:
+        return ", ".join(names)
+    return f"{names[0]} .. {names[-1]} ({len(names)})"
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if i == 1 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines.insert(len(lines) - 1, lines[1])
+    return "\n".join(lines)

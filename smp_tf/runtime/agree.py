@@ -1,0 +1,56 @@
+"""Ranks that build a step together must have traced the same step."""
+
+from collections.abc import Sequence
+
+from smp_tf.errors import TraceError
+from smp_tf.plan.graph import Graph
+from smp_tf.runtime import session
+
+
+def require_same_graph(step: str, graph: Graph, first_channel: int) -> None:
+    """Compare the traced graph with those of the other ranks of the mp_group.
+
+    Only hashes travel; the whole list of them only when something differs.
+
+    Raises:
+        TraceError: on every rank alike, naming the first difference, the rank that has it
+            and the rank it was compared with.
+    """
+    if session.mp_size() == 1:
+        return
+    mine = (step, first_channel, graph.fingerprint())
+    others = session.allgather(mine, session.MP_GROUP)
+    if all(other == mine for other in others):
+        return
+    ranks = session.get_mp_group()
+    digests = session.allgather((step, graph.digests()), session.MP_GROUP)
+    raise TraceError(_first_difference(ranks, digests))
+
+
+def _first_difference(
+    ranks: Sequence[int], digests: Sequence[tuple[str, tuple[tuple[str, str], ...]]]
+) -> str:
+    """The error text; the first rank of the group is what the others are held against."""
+    rule = "all ranks of an mp_group must trace the same step"
+    remedy = (
+        "; the ranks run different code, shapes or versions, or call their steps in a"
+        " different order"
+    )
+    reference_step, reference = digests[0]
+    for rank, (step, rows) in zip(ranks[1:], digests[1:], strict=True):
+        where = f"rank {rank} differs from rank {ranks[0]}"
+        if step != reference_step:
+            return f"{rule}: {where}: step={step!r} and {reference_step!r}{remedy}"
+        for (what, digest), (expected, expected_digest) in zip(rows, reference):
+            if digest != expected_digest and what != expected:
+                return f"{rule}: step={step!r}: {where}: {what} instead of {expected}{remedy}"
+            if digest != expected_digest:
+                return (
+                    f"{rule}: step={step!r}: {where} in the attributes, inputs or layer of"
+                    f" {what}{remedy}"
+                )
+        if len(rows) != len(reference):
+            longer = max(rows, reference, key=len)
+            extra = longer[min(len(rows), len(reference))][0]
+            return f"{rule}: step={step!r}: {where}: only one of them has {extra}{remedy}"
+    return f"{rule}: step={reference_step!r}: their channel numbers differ{remedy}"

@@ -1,0 +1,120 @@
+"""Where variables and layers are: the user's wishes before, the decision after."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from smp_tf.errors import PartitionError
+from smp_tf.runtime import session
+
+logger = logging.getLogger("smp_tf")
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """The partition of a model, decided by the first step that uses it.
+
+    Attributes:
+        session: the session it was decided in; it means nothing in another one.
+        owner: id of a variable's handle -> partition.
+        partition_of_layer: layer path -> partition.
+    """
+
+    session: Any
+    owner: Mapping[int, int]
+    partition_of_layer: Mapping[str, int]
+
+    def is_current(self) -> bool:
+        return session.is_initialized() and session.current("step") is self.session
+
+
+def owners(models: Sequence[Any]) -> dict[int, int]:
+    """id of a variable's handle -> partition, for models that are placed already."""
+    found: dict[int, int] = {}
+    for model in models:
+        if model.placement is not None:
+            found.update(model.placement.owner)
+    return found
+
+
+def layers(models: Sequence[Any]) -> dict[str, int]:
+    """Layer path -> partition, for models that are placed already."""
+    found: dict[str, int] = {}
+    for model in models:
+        if model.placement is not None:
+            found.update(model.placement.partition_of_layer)
+    return found
+
+
+@contextlib.contextmanager
+def partition(index: int) -> Iterator[None]:
+    """Place the operations created inside on partition ``index``; the innermost wins.
+
+    Only with ``auto_partition: false``; otherwise it is ignored, with one warning.
+
+    Raises:
+        PartitionError: there is no such partition.
+    """
+    config = session.config()
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise PartitionError(f"smp.partition takes an int: index={index!r}")
+    if not 0 <= index < config.partitions:
+        raise PartitionError(
+            f"smp.partition takes 0..{config.partitions - 1}: index={index}; partitions="
+            f"{config.partitions}"
+        )
+    if config.auto_partition:
+        _warn_ignored()
+        yield
+        return
+    from smp_tf.frontend import hooks
+
+    with hooks.attributes(**{hooks.PARTITION: index}):
+        yield
+
+
+@functools.cache
+def _warn_ignored() -> None:
+    warnings.warn(
+        "smp.partition is ignored because auto_partition is true; set auto_partition to"
+        " false and default_partition in the configuration to place operations by hand",
+        stacklevel=4,
+    )
+
+
+# --- hooks that run after partitioning -----------------------------------------------------------
+
+_waiting: list[Callable[[], Any]] = []
+_partitioned_session: Any = None
+
+
+def register_post_partition_hook(function: _Function) -> _Function:
+    """Decorator: calls made before partitioning wait for it, later calls run at once.
+
+    A call that waits returns None; it runs eagerly, once, right after partitioning and before
+    the first forward pass. For loading weights into local variables, say.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if _partitioned_session is session.current("register_post_partition_hook"):
+            return function(*args, **kwargs)
+        _waiting.append(functools.partial(function, *args, **kwargs))
+        return None
+
+    return call  # type: ignore[return-value]
+
+
+def run_post_partition_hooks() -> None:
+    """A model has just been partitioned."""
+    global _partitioned_session
+    _partitioned_session = session.current("step")
+    waiting, _waiting[:] = list(_waiting), []
+    for function in waiting:
+        function()

@@ -1,0 +1,121 @@
+"""A step on n ranks equals one process running the same microbatches, bit for bit.
+
+Each test launches n processes once and runs a whole grid in them: microbatches x schedule x way
+of taking gradients. The truth is plain Keras on rank 0: one ``tf.function``, called once for
+each microbatch. Graph rewriting by arithmetic rules is off: it simplifies the cut and the uncut
+graph differently (differences of 6e-8).
+"""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import smp_tf as smp
+from tests.models import CASES, STEPS, Case
+from tests.ranks import run_ranks
+
+BATCH = 8
+GRID = [
+    *itertools.product((1, 2, 4, 8), ("interleaved", "simple"), ("tape",)),
+    (4, "interleaved", "legacy"),
+]
+
+
+def microbatches(data: Any, count: int) -> list[Any]:
+    return [
+        tf.nest.map_structure(lambda tensor: tf.split(tensor, count)[i], data)
+        for i in range(count)
+    ]
+
+
+def to_numpy(value: Any) -> Any:
+    return tf.nest.map_structure(lambda t: tf.convert_to_tensor(t).numpy(), value)
+
+
+def truth(case: Case, count: int, style: str) -> tuple[list[Any], list[np.ndarray]]:
+    """(result of each microbatch, variables afterwards) of plain Keras."""
+    tf.keras.utils.set_random_seed(1)
+    model = case.build(tf.keras.Model)
+    xs, ys = (microbatches(part, count) for part in case.data(BATCH))
+    tf.function(lambda x: model(x, training=False))(xs[0])  # builds the layers
+    step = tf.function(STEPS[style](model))
+    results = []
+    for x, y in zip(xs, ys):
+        gradients, loss, outputs = step(x, y)
+        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        results.append(to_numpy((gradients, loss, outputs)))
+    return results, to_numpy(model.variables)
+
+
+def distributed(case: Case, style: str) -> tuple[Any, Any, Any]:
+    """(model, its step, the step's result) for the current session."""
+    tf.keras.utils.set_random_seed(1)
+    model = case.build(smp.DistributedModel)
+    step = smp.step(STEPS[style](model))
+    return model, step, step(*case.data(BATCH))
+
+
+def local_indices(model: Any, everything: Any, local: Any) -> list[int]:
+    place = {id(variable): i for i, variable in enumerate(everything)}
+    return [place[id(variable)] for variable in local]
+
+
+def check_config(case: Case, size: int, count: int, schedule: str, style: str) -> str:
+    """Run one configuration on this rank and compare; returns what differs, "" if nothing."""
+    smp.init({"partitions": size, "microbatches": count, "pipeline": schedule})
+    expected = truth(case, count, style) if smp.rank() == 0 else None
+    results, variables = smp.allgather(expected, smp.WORLD)[0]
+    model, step, (gradients, loss, outputs) = distributed(case, style)
+    every = [v for v in model.global_variables if v.trainable]
+    mine = local_indices(model, every, model.trainable_variables)
+    wrong = []
+    if len(gradients) != len(mine):
+        wrong.append(f"{len(gradients)} gradients for {len(mine)} variables")
+    for mb, (want_gradients, want_loss, want_outputs) in enumerate(results):
+        if not np.array_equal(loss.outputs[mb].numpy(), want_loss):
+            wrong.append(f"loss of microbatch {mb}")
+        for got, want in zip(tf.nest.flatten(outputs), tf.nest.flatten(want_outputs)):
+            if not np.array_equal(got.outputs[mb].numpy(), want):
+                wrong.append(f"output of microbatch {mb}")
+        for index, gradient in zip(mine, gradients):
+            got = tf.convert_to_tensor(gradient.outputs[mb]).numpy()
+            if not np.array_equal(got, want_gradients[index]):
+                wrong.append(f"gradient of {every[index].name} of microbatch {mb}")
+    for index, gradient in zip(mine, gradients):
+        total = results[0][0][index]
+        for result in results[1:]:
+            total = total + result[0][index]
+        mean = tf.convert_to_tensor(gradient.accumulate()).numpy()
+        dense = isinstance(gradient.outputs[0], tf.Tensor)
+        if not (np.array_equal if dense else np.allclose)(mean, total / np.float32(count)):
+            wrong.append(f"accumulated gradient of {every[index].name}")
+    for index, variable in zip(
+        local_indices(model, model.global_variables, model.variables), model.variables
+    ):
+        if not np.array_equal(variable.numpy(), variables[index]):
+            wrong.append(f"variable {variable.name} after the step")
+    stages = [f"{s.kind.value}{s.partition}" for s in step.plan(*case.data(BATCH)).segments.segments]
+    print(f"{case.name} n={size} M={count} {schedule} {style}: {' '.join(stages)}"
+          f" {'; '.join(wrong) or 'equal'}", flush=True)
+    smp.shutdown()
+    return "; ".join(wrong)
+
+
+def check_grid(name: str, size: int, grid: list[tuple[int, str, str]]) -> dict[str, str]:
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
+    found = {}
+    for count, schedule, style in grid:
+        wrong = check_config(CASES[name], size, count, schedule, style)
+        if wrong:
+            found[f"microbatches={count} {schedule} {style}"] = wrong
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", list(CASES))
+def test_equals_one_process(name: str, size: int) -> None:
+    for rank, wrong in enumerate(run_ranks(size, check_grid, name, size, GRID, timeout=280)):
+        assert not wrong, f"rank {rank}: {wrong}"
