@@ -1,7 +1,7 @@
 """Model parallelism for TensorFlow and Keras: ``import smp_tf as smp``.
 
-The public names are listed by hand below and loaded at first use (PEP 562), so that the parts
-which need no TensorFlow (``smp_tf.plan``, ``smp_tf.config``) import without it.
+The public names are listed by hand below and loaded at first use (PEP 562), so that the
+parts which need no TensorFlow (``smp_tf.plan``, ``smp_tf.config``) import without it.
 """
 
 import importlib
@@ -82,19 +82,24 @@ __all__ = sorted(_HOME)
 
 
 def _require_legacy_keras() -> None:
-    """Make ``tf.keras`` mean Keras 2 (tf_keras), or say why that is no longer possible."""
+    """Make ``tf.keras`` mean Keras 2 (tf_keras), or say why it is too late."""
     loaded = sys.modules.get("keras")
     version = getattr(loaded, "__version__", "2")
     if os.environ.get("TF_USE_LEGACY_KERAS") != "1" and version.split(".")[0] >= "3":
         raise ImportError(
-            f"smp_tf needs Keras 2 (tf_keras), but Keras 3 is already loaded: keras="
-            f"{version}. Put this line first in the script, before any other import:\n"
-            f"    import smp_tf as smp"
+            "smp_tf needs Keras 2 (tf_keras), but Keras 3 is already loaded:"
+            f" keras={version}. Put this line first in the script, before any other"
+            " import:\n    import smp_tf as smp"
         )
     os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
 
 _require_legacy_keras()
+
+# Importing a submodule binds its name here, once, when it is loaded. smp.config is the
+# public function, so the module of that name is loaded before the name is taken back.
+importlib.import_module("smp_tf.config")
+del globals()["config"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""Models, data and step functions that the conformance tests run; each case a small real model.
+"""Models, data and step functions of the conformance tests; small real models.
 
-Every case builds the same model twice: on a base class of plain Keras for the truth (one process,
-one ``tf.function`` call per microbatch), and on ``smp.DistributedModel``.
+Every case builds the same model twice: on a base class of plain Keras for the truth
+(one process, one ``tf.function`` call per microbatch), and on ``smp.DistributedModel``.
 """
 
 import dataclasses

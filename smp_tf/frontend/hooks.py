@@ -1,7 +1,8 @@
 """Every private TensorFlow hook of the library, and a self-test of each.
 
-While a step is traced, four places of TensorFlow and Keras are wrapped so that each operation
-remembers, as attributes of its NodeDef, what the finished graph can no longer tell:
+While a step is traced, four places of TensorFlow and Keras are wrapped so that each
+operation remembers, as attributes of its NodeDef, what the finished graph can no longer
+tell:
 
 ===================  ============================================================
 attribute            meaning
@@ -12,15 +13,15 @@ attribute            meaning
 ``_smp_partition``   partition asked for with ``smp.partition``
 ===================  ============================================================
 
-Guessing the first one from the finished graph's structure is right for only 48..97 % of the
-operations (worst for tied weights and convolutions), so it is recorded instead. The wrappers
-are in place only inside ``tracing``; outside, TensorFlow is untouched.
+Guessing the first one from the finished graph's structure is right for only 48..97 % of
+the operations (worst for tied weights and convolutions), so it is recorded instead. The
+wrappers are in place only inside ``tracing``; outside, TensorFlow is untouched.
 """
 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
@@ -61,17 +62,21 @@ class Recorder:
     graph: tf.Graph | None = None
     models: list[Any] = dataclasses.field(default_factory=list)
     losses: list[tf.Tensor] = dataclasses.field(default_factory=list)
-    gradients: list[tuple[list[Any], list[Any]]] = dataclasses.field(default_factory=list)
+    gradients: list[tuple[list[Any], list[Any]]] = dataclasses.field(
+        default_factory=list
+    )
     layer_path: tuple[str, ...] = ()
 
     def is_current(self) -> bool:
-        """True while operations go into the step's own graph (not a nested function)."""
+        """True while operations go into the step's own graph, not a nested one."""
         return self.graph is not None and ops.get_default_graph() is self.graph
 
     def record_gradient_call(self, targets: Any, sources: Any, results: Any) -> None:
         self.losses += [t for t in _flatten(targets) if tf.is_tensor(t)]
         self.gradients.append((_flatten(sources), _flatten(results)))
 
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _active: Recorder | None = None
 
@@ -93,9 +98,11 @@ def _current() -> Recorder | None:
 def attributes(**values: str | int) -> Iterator[None]:
     """Give every operation created inside these attributes."""
     encoded = {
-        key: attr_value_pb2.AttrValue(i=value)
-        if isinstance(value, int)
-        else attr_value_pb2.AttrValue(s=value.encode())
+        key: (
+            attr_value_pb2.AttrValue(i=value)
+            if isinstance(value, int)
+            else attr_value_pb2.AttrValue(s=value.encode())
+        )
         for key, value in values.items()
     }
     with ops.get_default_graph()._attr_scope(encoded):
@@ -107,13 +114,13 @@ def read_attribute(node_def: Any, key: str) -> str:
     return node_def.attr[key].s.decode() if key in node_def.attr else ""
 
 
-# --- the wrappers; each takes the original and returns its replacement ------------------------
+# --- the wrappers; each takes the original and returns its replacement ----------------
 
 
 def _record_gradient(original: Callable[..., None]) -> Callable[..., None]:
     """The tape remembers an operation: add its name to the attributes that it keeps."""
 
-    def record_gradient(op_name, inputs, attrs, outputs):  # type: ignore[no-untyped-def]
+    def record_gradient(op_name, inputs, attrs, outputs):
         if _current() is not None and len(outputs):
             attrs = tuple(attrs or ()) + (FORWARD, outputs[0].op.name)
         return original(op_name, inputs, attrs, outputs)
@@ -122,9 +129,9 @@ def _record_gradient(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _gradient_function(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The tape asks for the gradient of a remembered operation: take the name off again."""
+    """The tape asks for the gradient of an operation: take the name off again."""
 
-    def gradient_function(op_name, attrs, *args):  # type: ignore[no-untyped-def]
+    def gradient_function(op_name, attrs, *args):
         if not attrs or len(attrs) < 2 or attrs[-2] != FORWARD:
             return original(op_name, attrs, *args)
         forward, attrs = attrs[-1], attrs[:-2]
@@ -140,12 +147,14 @@ def _backward_of_call(outputs: Any, backward: Any) -> Any:
     """Calls (tf.function, While, custom_gradient) bring their own backward function."""
     if _current() is None or backward is None:
         return backward
-    symbolic = [t for t in _flatten(outputs) if isinstance(t, tf.Tensor) and hasattr(t, "graph")]
+    symbolic = [
+        t for t in _flatten(outputs) if isinstance(t, tf.Tensor) and hasattr(t, "graph")
+    ]
     if not symbolic:
         return backward
     forward = symbolic[0].op.name
 
-    def backward_function(*args, **kwargs):  # type: ignore[no-untyped-def]
+    def backward_function(*args, **kwargs):
         if _current() is None:
             return backward(*args, **kwargs)
         with attributes(**{FORWARD: forward}):
@@ -155,7 +164,7 @@ def _backward_of_call(outputs: Any, backward: Any) -> Any:
 
 
 def _record_operation(original: Callable[..., None]) -> Callable[..., None]:
-    def record_operation(  # type: ignore[no-untyped-def]
+    def record_operation(
         op_type, output_tensors, input_tensors, backward_function, *args, **kwargs
     ):
         backward_function = _backward_of_call(output_tensors, backward_function)
@@ -170,7 +179,7 @@ def _colocate(original: Callable[..., Any]) -> Callable[..., Any]:
     """tf.gradients enters this context for each forward operation it differentiates."""
 
     @contextlib.contextmanager
-    def maybe_colocate_with(op, *args):  # type: ignore[no-untyped-def]
+    def maybe_colocate_with(op, *args):
         with original(op, *args):
             if _current() is None:
                 yield
@@ -182,7 +191,7 @@ def _colocate(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _tape_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
-    def gradient(tape, target, sources, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def gradient(tape, target, sources, *args, **kwargs):
         recorder = _current()
         if recorder is None:
             return original(tape, target, sources, *args, **kwargs)
@@ -195,7 +204,7 @@ def _tape_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _graph_gradients(original: Callable[..., Any]) -> Callable[..., Any]:
-    def gradients_helper(ys, xs, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def gradients_helper(ys, xs, *args, **kwargs):
         recorder = _current()
         if recorder is None:
             return original(ys, xs, *args, **kwargs)
@@ -208,7 +217,7 @@ def _graph_gradients(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _layer_call(original: Callable[..., Any]) -> Callable[..., Any]:
-    def layer_call(layer, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def layer_call(layer, *args, **kwargs):
         recorder = _current()
         is_root = getattr(layer, DISTRIBUTED_MARK, False)
         if recorder is None or not (recorder.layer_path or is_root):
@@ -246,7 +255,9 @@ def tracing(recorder: Recorder) -> Iterator[None]:
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in _PLACES]
     for owner, name, wrapper in _PLACES:
         setattr(owner, name, wrapper(getattr(owner, name)))
-    pywrap_tfe.TFE_Py_RegisterGradientFunction(_gradient_function(backprop._gradient_function))
+    pywrap_tfe.TFE_Py_RegisterGradientFunction(
+        _gradient_function(backprop._gradient_function)
+    )
     _active = recorder
     try:
         yield
@@ -261,8 +272,9 @@ def tracing(recorder: Recorder) -> Iterator[None]:
 def outside_of_graphs() -> Iterator[None]:
     """Leave every enclosing graph, and keep gradient tapes working.
 
-    ``tf.init_scope`` stops all tapes of the thread, also those that are opened inside it, and
-    every gradient would silently become None: restart them, and stop them again at the end.
+    ``tf.init_scope`` stops all tapes of the thread, also those that are opened inside
+    it, and every gradient would silently become None: restart them, and stop them again
+    at the end.
     """
     with tf.init_scope():
         is_stopped = pywrap_tfe.TFE_Py_TapeSetIsStopped()
@@ -282,8 +294,14 @@ def without_tapes() -> Iterator[None]:
         yield
 
 
+def unconverted(function: _Function) -> _Function:
+    """Decorator: AutoGraph, on its way through a user's code, leaves this as it is."""
+    converted: _Function = tf.autograph.experimental.do_not_convert(function)
+    return converted
+
+
 def with_autograph(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` converted by AutoGraph, whatever the conversion state of the caller."""
+    """``function`` converted by AutoGraph, whatever the state of the caller."""
     status = ag_ctx.ControlStatusCtx(status=ag_ctx.Status.ENABLED)
     return tf.__internal__.autograph.tf_convert(function, status)
 
@@ -299,8 +317,8 @@ def trace_function(
 
     Args:
         control_dependencies: order stateful operations as tf.function does. The emitter
-            draws every edge itself and says False: automatic edges would chain all sends
-            and receives.
+            draws every edge itself and says False: automatic edges would chain all
+            sends and receives.
     """
     return func_graph_lib.func_graph_from_py_func(
         name, function, list(specs), {}, add_control_dependencies=control_dependencies
@@ -317,7 +335,7 @@ def concrete(graph: func_graph_lib.FuncGraph, **attrs: Any) -> Any:
     return concrete_function.ConcreteFunction.from_func_graph(graph, signature, attrs)
 
 
-# --- self-test ----------------------------------------------------------------------------------
+# --- self-test ------------------------------------------------------------------------
 
 _is_probed = False
 
@@ -334,14 +352,14 @@ def probe() -> None:
     failure = _probe()
     if failure:
         raise TraceError(
-            f"a private TensorFlow hook does not behave as expected: {failure}; tensorflow="
-            f"{tf.__version__}, known to work: {KNOWN_VERSIONS}"
+            f"a private TensorFlow hook does not behave as expected: {failure};"
+            f" tensorflow={tf.__version__}, known to work: {KNOWN_VERSIONS}"
         )
     _is_probed = True
 
 
 def _probe() -> str:
-    """"" or the name of the first hook that does not work."""
+    """ "" or the name of the first hook that does not work."""
 
     class Probe(tf.keras.layers.Layer):
         def call(self, x: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""What a step returns: which leaf is a tensor, which is the gradient of which variable."""
+"""What a step returns: which leaf is a tensor, which the gradient of a variable."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Returns:
-    """``structure`` is the returned structure with a ``Leaf`` in place of each value."""
+    """``structure`` is what was returned, with a ``Leaf`` in place of each value."""
 
     structure: Any
 
@@ -39,7 +39,9 @@ class Returns:
         return tf.nest.flatten(self.structure)
 
 
-def describe_returns(result: Any, recorder: Recorder) -> tuple[Returns, list[tf.Tensor]]:
+def describe_returns(
+    result: Any, recorder: Recorder
+) -> tuple[Returns, list[tf.Tensor]]:
     """Split a returned structure into its description and its flat tensors."""
     gradients = _gradient_tensors(recorder)
     flat: list[tf.Tensor] = []
@@ -77,9 +79,9 @@ def _variable_of(
 ) -> tf.Variable | None:
     """The variable whose gradient ``value`` is, also after post-processing in the step.
 
-    A gradient that was clipped or scaled is another tensor than the one the tape returned:
-    the recorded gradient that is the fewest operations away wins, when there is only one and
-    it has the variable's shape (a norm over all gradients has neither).
+    A gradient that was clipped or scaled is another tensor than the one the tape
+    returned: the recorded gradient that is the fewest operations away wins, when there
+    is only one and it has the variable's shape (a norm over all gradients has neither).
     """
     if not gradients:
         return None
@@ -88,7 +90,11 @@ def _variable_of(
     frontier = [getattr(value, "values", value)]
     seen: set[str] = set()
     while frontier:
-        hits = {id(gradients[t.name]): gradients[t.name] for t in frontier if t.name in gradients}
+        hits = {
+            id(gradients[t.name]): gradients[t.name]
+            for t in frontier
+            if t.name in gradients
+        }
         if hits:
             variable = next(iter(hits.values()))
             is_one = len(hits) == 1 and variable.shape.is_compatible_with(shape)
@@ -102,14 +108,17 @@ def _variable_of(
 
 
 def _place_missing_gradients(structure: Any, recorder: Recorder) -> Any:
-    """Give the None gradients of unused variables their variable, from their place in a list.
+    """Give the None gradients of unused variables their variable, by place in a list.
 
     A returned list is taken for the result of a gradient call when it is as long as the
     call's sources and no leaf contradicts.
     """
     if isinstance(structure, dict):
         return type(structure)(
-            {key: _place_missing_gradients(value, recorder) for key, value in structure.items()}
+            {
+                key: _place_missing_gradients(value, recorder)
+                for key, value in structure.items()
+            }
         )
     if not isinstance(structure, (list, tuple)):
         return structure

@@ -1,4 +1,4 @@
-"""Trace a step function for one microbatch and describe the result as a ``plan.graph.Graph``."""
+"""Trace a step function for one microbatch and describe it as a ``plan.Graph``."""
 
 import dataclasses
 import re
@@ -19,15 +19,15 @@ from smp_tf.plan.graph import (
     sort_topologically,
 )
 
-# Attributes that may differ between processes, or between ranks, without changing what is computed
-# together: seeds (each random operation runs on one rank), and our own marks.
+# Attributes that may differ between processes, or between ranks, without changing what
+# is computed together: seeds (each random operation runs on one rank), and our own
+# marks.
 _NOT_COMPARED = {"seed", "seed2", "_class", *hooks.ATTRIBUTES}
-
 
 
 @dataclasses.dataclass(frozen=True)
 class StepTrace:
-    """A traced step: the plain ``graph``, and the TensorFlow objects its names stand for.
+    """A traced step: the plain ``graph``, and the TensorFlow objects it stands for.
 
     Attributes:
         func_graph: where segments are cut from.
@@ -80,8 +80,9 @@ def trace_step(
     name = getattr(function, "__name__", "step")
     if not recorder.models:
         raise TraceError(
-            f"a step must call a DistributedModel: step={name} called none; call it inside"
-            " the decorated function, or use tf.function for a step without a model"
+            f"a step must call a DistributedModel: step={name} called none; call it"
+            " inside the decorated function, or use tf.function for a step without a"
+            " model"
         )
     captured = {inside.op.name: outside for outside, inside in func_graph.captures}
     _refuse_outer_tensors(name, captured)
@@ -97,9 +98,10 @@ def _refuse_outer_tensors(step: str, captured: Mapping[str, tf.Tensor]) -> None:
     for tensor in captured.values():
         if not hasattr(tensor, "numpy"):
             raise TraceError(
-                "a step must not use tensors of the function around it other than through"
-                f" its arguments: step={step} tensor={tensor.name!r}; pass it as an argument"
-                " (and name it in non_split_inputs if it has no batch axis)"
+                "a step must not use tensors of the function around it other than"
+                f" through its arguments: step={step} tensor={tensor.name!r}; pass it"
+                " as an argument (and name it in non_split_inputs if it has no batch"
+                " axis)"
             )
 
 
@@ -168,7 +170,9 @@ def _describe(
         ),
         returns=tuple(t.name for t in func_graph.outputs),
         gradient_of=gradient_of,
-        effects=tuple(op.name for op in func_graph.control_outputs if op.type != "NoOp"),
+        effects=tuple(
+            op.name for op in func_graph.control_outputs if op.type != "NoOp"
+        ),
     ).without_dead_nodes()
 
 
@@ -179,7 +183,9 @@ def _node(operation: tf.Operation, node_def: Any) -> Node:
         op=operation.type,
         inputs=tuple(tensor.name for tensor in operation.inputs),
         controls=tuple(control.name for control in operation.control_inputs),
-        outputs=tuple(TensorSpec(t.dtype.name, _shape(t.shape)) for t in operation.outputs),
+        outputs=tuple(
+            TensorSpec(t.dtype.name, _shape(t.shape)) for t in operation.outputs
+        ),
         is_stateful=bool(operation.op_def.is_stateful),
         layer=hooks.read_attribute(node_def, hooks.LAYER),
         forward=hooks.read_attribute(node_def, hooks.FORWARD),

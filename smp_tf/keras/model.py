@@ -1,4 +1,4 @@
-"""``smp.DistributedModel``: a Keras model whose operations are spread over the mp_group."""
+"""``smp.DistributedModel``: a Keras model that is spread over the mp_group."""
 
 from typing import Any
 
@@ -11,12 +11,13 @@ from smp_tf.runtime.placement import Placement
 
 
 class DistributedModel(tf.keras.Model):
-    """Subclass it instead of ``tf.keras.Model``; define layers in ``__init__`` and ``call``.
+    """Subclass it instead of ``tf.keras.Model``; define ``__init__`` and ``call``.
 
-    The model is partitioned when the first ``smp.step`` that calls it is built. From then on
-    ``variables``, ``trainable_variables``, ``weights`` and friends are those of this rank's
-    partition, in the order of the whole model; while a step is traced they are all of them, so
-    that every rank traces the same graph. ``global_variables`` are always all of them.
+    The model is partitioned when the first ``smp.step`` that calls it is built. From
+    then on ``variables``, ``trainable_variables``, ``weights`` and friends are those of
+    this rank's partition, in the order of the whole model; while a step is traced they
+    are all of them, so that every rank traces the same graph. ``global_variables`` are
+    always all of them.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -28,12 +29,14 @@ class DistributedModel(tf.keras.Model):
         session.current(f"DistributedModel ({self.name})")
         if not hooks.is_tracing():
             raise SmpError(
-                "a DistributedModel is called inside a function decorated with smp.step, where"
-                f" its partitions run in a pipeline: model={self.name!r}"
+                "a DistributedModel is called inside a function decorated with"
+                " smp.step, where its partitions run in a pipeline:"
+                f" model={self.name!r}"
             )
         return super().__call__(*args, **kwargs)
 
-    # -- placement -------------------------------------------------------------------------------
+    # -- placement
+    # -------------------------------------------------------------------------------
 
     @property
     def placement(self) -> Placement | None:

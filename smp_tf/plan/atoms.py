@@ -1,9 +1,9 @@
 """Group the nodes of a step into atoms: what a partitioner may not tear apart.
 
-An atom is one call of a Keras layer that has no layers inside it, or a stretch of operations that
-a composite layer (a block, the model itself) does between its parts. Atoms that use the same
-variable, or that are joined by a tensor that cannot cross ranks, are one atom: so tied weights
-stay together by construction.
+An atom is one call of a Keras layer that has no layers inside it, or a stretch of
+operations that a composite layer (a block, the model itself) does between its parts.
+Atoms that use the same variable, or that are joined by a tensor that cannot cross
+ranks, are one atom: so tied weights stay together by construction.
 """
 
 import dataclasses
@@ -71,7 +71,8 @@ def pinned_atoms(
         if not 0 <= partition < num_partitions:
             raise PartitionError(
                 f"smp.partition takes 0..{num_partitions - 1}: partition={partition}"
-                f" operation={node.name!r} layer={node.layer!r}; partitions={num_partitions}"
+                f" operation={node.name!r} layer={node.layer!r};"
+                f" partitions={num_partitions}"
             )
         chosen[node.name] = partition
     _check_variables(graph, roles, chosen)
@@ -103,8 +104,8 @@ def _check_variables(graph: Graph, roles: Roles, chosen: Mapping[str, int]) -> N
             )
             raise PartitionError(
                 "operations that use the same variable must be on one partition:"
-                f" variable={graph.variables[index].name!r}; {where}; put them in the same"
-                " smp.partition, or set auto_partition to true"
+                f" variable={graph.variables[index].name!r}; {where}; put them in the"
+                " same smp.partition, or set auto_partition to true"
             )
 
 
@@ -149,7 +150,9 @@ def _layer_groups(graph: Graph, roles: Roles) -> _Groups:
     operations at each new variable (a model written without layers is cut there)."""
     nodes = [node for node in graph.nodes if _is_model_forward(node, roles)]
     paths = {node.layer for node in nodes}
-    composite = {path.rpartition("/")[0] for path in paths} | {p for p in paths if "/" not in p}
+    composite = {path.rpartition("/")[0] for path in paths} | {
+        p for p in paths if "/" not in p
+    }
     groups = _Groups()
     current, layer, known = -1, None, set[int]()
     for node in nodes:
@@ -199,7 +202,9 @@ def _atoms(
             for index in _used_variables(graph, roles, node):
                 of_variable.setdefault(index, atom_of[node.name])
     last = max(len(number), 1) - 1
-    for node in graph.nodes:  # a model variable that only the loss uses stays with the loss
+    for (
+        node
+    ) in graph.nodes:  # a model variable that only the loss uses stays with the loss
         for index in touched_variables(graph, node):
             if graph.variables[index].in_model:
                 of_variable.setdefault(index, last)
@@ -241,8 +246,8 @@ def _attribute_forward(
 ) -> None:
     """Forward operations outside the model run where their latest input is.
 
-    So the loss runs where the model's outputs are, and an L2 term where its weight is; what
-    has no input of the model (one_hot of the labels) runs where it is read.
+    So the loss runs where the model's outputs are, and an L2 term where its weight is;
+    what has no input of the model (one_hot of the labels) runs where it is read.
     """
 
     def is_open(node: Node) -> bool:
@@ -256,7 +261,11 @@ def _attribute_forward(
     for node in graph.nodes:
         if not is_open(node):
             continue
-        owners = [of_variable[i] for i in _used_variables(graph, roles, node) if i in of_variable]
+        owners = [
+            of_variable[i]
+            for i in _used_variables(graph, roles, node)
+            if i in of_variable
+        ]
         touched = [i for i in touched_variables(graph, node) if i in of_variable]
         if touched:
             atom_of[node.name] = of_variable[touched[0]]
@@ -275,7 +284,7 @@ def _attribute_forward(
 
 
 def _before(node: Node) -> Iterable[str]:
-    """What a node follows: its inputs, or for a node without any, its control inputs."""
+    """What a node follows: its inputs, or without any, its control inputs."""
     return [node_of(tensor) for tensor in node.inputs] or node.controls
 
 
@@ -284,10 +293,10 @@ def _attribute_backward(
 ) -> None:
     """Backward operations run where their forward operation is.
 
-    What tracing could not attribute is mostly sums of gradients. A sum takes the earliest atom
-    of its INPUTS, in topological order: taken from its consumers, every sum on a residual
-    stream would end on partition 0 (34 segments instead of 4). The rest follows its
-    consumers, then its inputs.
+    What tracing could not attribute is mostly sums of gradients. A sum takes the
+    earliest atom of its INPUTS, in topological order: taken from its consumers, every
+    sum on a residual stream would end on partition 0 (34 segments instead of 4). The
+    rest follows its consumers, then its inputs.
     """
     backward = [
         node

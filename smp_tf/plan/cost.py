@@ -1,26 +1,25 @@
 """First cost model: bytes and seconds of each atom, from static shapes.
 
-Unknown dimensions (a batch size that is only known at run time) count as 1: all atoms are
-scaled alike, so the balance hardly depends on them.
+Unknown dimensions (a batch size that is only known at run time) count as 1: all atoms
+are scaled alike, so the balance hardly depends on them.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 from smp_tf.plan.atoms import Atoms
-from smp_tf.plan.graph import Graph, Node, node_of
+from smp_tf.plan.graph import Graph, Node, TensorSpec, node_of
 from smp_tf.plan.roles import Roles
 
-# A roofline of one CPU core. Only their ratio matters to the partitioner: operations with fewer than
-# ~10 flops per byte are bound by memory.
+# A roofline of one CPU core. Only their ratio matters to the partitioner: operations
+# with fewer than ~10 flops per byte are bound by memory.
 FLOPS_PER_SECOND = 5e10
 BYTES_PER_SECOND = 5e9
 
 OPTIMIZER_SLOTS = 2
-"""Slots per trainable weight: Adam's. The step does not say which optimizer will follow."""
+"""Slots per trainable weight: Adam's. A step does not say which optimizer follows."""
 
-_CONVOLUTIONS = {"Conv2D": 1, "Conv3D": 1, "DepthwiseConv2dNative": 1}
+_CONVOLUTIONS = frozenset({"Conv2D", "Conv3D", "DepthwiseConv2dNative"})
 _MATMULS = frozenset({"MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"})
 
 
@@ -62,10 +61,10 @@ class Cost:
 
 
 def node_flops(graph: Graph, node: Node) -> int:
-    """Floating point operations of a node; one per output element where nothing is known.
+    """Floating point operations of a node; else one per output element.
 
-    Shapes: MatMul [m, k] x [k, n] = 2 m k n; a convolution 2 x filter x outputs / channels
-    out, its gradients the same with the roles of input and output exchanged.
+    Shapes: MatMul [m, k] x [k, n] = 2 m k n; a convolution 2 x filter x outputs /
+    channels out, its gradients the same with the roles of input and output exchanged.
     """
     elements = sum(spec.num_elements for spec in node.outputs)
     specs = [graph.spec(tensor) for tensor in node.inputs]
@@ -83,13 +82,13 @@ def node_flops(graph: Graph, node: Node) -> int:
     return elements
 
 
-def _convolution_flops(outputs: int, kernel: "object", op: str) -> int:
-    shape = getattr(kernel, "shape", None)
-    if not shape:
+def _convolution_flops(outputs: int, kernel: TensorSpec, op: str) -> int:
+    if not kernel.shape:
         return outputs
-    taps = math.prod(dim or 1 for dim in shape)
-    channels_out = (shape[-1] or 1) * ((shape[-2] or 1) if op.startswith("Depthwise") else 1)
-    return 2 * outputs * max(taps // channels_out, 1)
+    channels_out = kernel.shape[-1] or 1
+    if op.startswith("Depthwise"):
+        channels_out *= kernel.shape[-2] or 1
+    return 2 * outputs * max(kernel.num_elements // channels_out, 1)
 
 
 def node_seconds(graph: Graph, node: Node) -> float:

@@ -1,8 +1,8 @@
 """One traced step as plain data: the first of the two narrow waists of the library.
 
-A ``Graph`` holds the forward pass, the loss and the backward pass of ONE microbatch. It is made by
-``frontend.trace`` and contains no TensorFlow object, so everything that plans on it can be tested
-with literals.
+A ``Graph`` holds the forward pass, the loss and the backward pass of ONE microbatch. It
+is made by ``frontend.trace`` and contains no TensorFlow object, so everything that
+plans on it can be tested with literals.
 """
 
 import dataclasses
@@ -31,19 +31,19 @@ DTYPE_BYTES: Mapping[str, int] = {
     "complex64": 8,
     "complex128": 16,
 }
-"""Bytes per element of what can cross ranks; a dtype that is missing here stays on its rank."""
+"""Bytes per element of what can cross ranks; any other dtype stays on its rank."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """dtype and static shape of a tensor; ``shape`` is None when even the rank is unknown."""
+    """dtype and static shape of a tensor; ``shape`` is None for an unknown rank."""
 
     dtype: str
     shape: tuple[int | None, ...] | None
 
     @property
     def num_elements(self) -> int:
-        """Number of elements; an unknown dimension counts as 1, an unknown shape as 0."""
+        """Number of elements; an unknown dimension counts 1, an unknown shape 0."""
         if self.shape is None:
             return 0
         return math.prod(1 if dim is None else dim for dim in self.shape)
@@ -60,7 +60,8 @@ class TensorSpec:
     def __str__(self) -> str:
         if self.shape is None:
             return f"{self.dtype}[?]"
-        return f"{self.dtype}[{', '.join('?' if d is None else str(d) for d in self.shape)}]"
+        dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
+        return f"{self.dtype}[{dims}]"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ class Variable:
     Attributes:
         placeholder: name of the node that stands for its resource in the graph; "" when
             the variable belongs to a model but this step does not touch it.
-        in_model: True for variables of a DistributedModel (owned by one partition), False
+        in_model: True for variables of a DistributedModel (owned by one partition),
+        False
             for all others (a metric's state, a user's counter: one copy per rank).
     """
 
@@ -90,7 +92,8 @@ class Node:
         controls: names of nodes that must run before.
         layer: path of Keras layers it was created in, ``"model/block_0/dense"``;
             "" outside every DistributedModel.
-        forward: for an operation made by differentiation, the forward node it belongs to;
+        forward: for an operation made by differentiation, the forward node it belongs
+        to;
             "" where tracing could not tell.
         is_gradient: made while differentiating (tape, tf.gradients).
         pin: partition asked for with ``smp.partition``, None when not.
@@ -124,7 +127,8 @@ class Graph:
         arguments: names of the tensors the microbatch arrives in.
         captures: names of placeholder nodes for what the step reads from outside
             (variables, constants of the enclosing program).
-        variables: all variables of the models, then the other ones that are read or written.
+        variables: all variables of the models, then the other ones that are read or
+        written.
         losses: tensors that were differentiated.
         returns: tensors the step returns.
         gradient_of: gradient tensor, as differentiated and as returned -> index of its
@@ -187,7 +191,7 @@ class Graph:
         return frozenset(found)
 
     def without_dead_nodes(self) -> "Graph":
-        """Only what the returns and the effects need, and the step's own placeholders."""
+        """Only what the returns and the effects need, and the placeholders."""
         live = self.needed_by([*map(node_of, self.returns), *self.effects])
         live |= {node_of(tensor) for tensor in self.arguments} | set(self.captures)
         return dataclasses.replace(
@@ -207,16 +211,19 @@ class Graph:
     def digests(self) -> tuple[tuple[str, str], ...]:
         """(what, hash) of every node, argument and variable, for comparing ranks.
 
-        Two ranks with equal hashes make equal plans and compute the same. Names count only by
-        which are equal: a script that builds one more model on rank 0 gives its layers other
-        automatic names there.
+        Two ranks with equal hashes make equal plans and compute the same. Names count
+        only by which are equal: a script that builds one more model on rank 0 gives its
+        layers other automatic names there.
         """
         layers: dict[str, int] = {}
         for node in self.nodes:
             for path in itertools.accumulate(node.layer.split("/"), "{}/{}".format):
                 layers.setdefault(path, len(layers))
         rows = [
-            (f"variable {i} {v.name!r} {v.spec}", repr((v.spec, v.trainable, v.in_model)))
+            (
+                f"variable {i} {v.name!r} {v.spec}",
+                repr((v.spec, v.trainable, v.in_model)),
+            )
             for i, v in enumerate(self.variables)
         ]
         rows += [(f"argument {t!r}", str(self.spec(t))) for t in self.arguments]
@@ -232,7 +239,9 @@ class Graph:
                 self.variable_of.get(node.name, -1),
             )
             rows.append((f"operation {node.name!r} ({node.op})", repr(content)))
-        ends = [list(map(self.order_of, tensors)) for tensors in (self.returns, self.losses)]
+        ends = [
+            list(map(self.order_of, tensors)) for tensors in (self.returns, self.losses)
+        ]
         rows.append(("returned values", repr(ends)))
         return tuple((what, short_hash(text)) for what, text in rows)
 
@@ -243,8 +252,8 @@ class Graph:
     def to_text(self) -> str:
         """A dump for people: one line a node."""
         return "\n".join(
-            f"{node.name} = {node.op}({', '.join(node.inputs)})"
-            f" -> {', '.join(map(str, node.outputs))}"
+            f"{node.name} = {node.op}({', '.join(node.inputs)}) ->"
+            f" {', '.join(map(str, node.outputs))}"
             + (f" [{node.layer}]" if node.layer else "")
             + (f" grad of {node.forward}" if node.forward else "")
             for node in self.nodes
@@ -259,8 +268,9 @@ def short_hash(text: str) -> str:
 def sort_topologically(nodes: Iterable[Node]) -> tuple[Node, ...]:
     """Order ``nodes`` so that each comes after what it reads and waits for.
 
-    The order of creation is kept where the edges allow it. Creation order alone is not enough:
-    TensorFlow adds accumulators to a forward While loop when its gradient is built.
+    The order of creation is kept where the edges allow it. Creation order alone is not
+    enough: TensorFlow adds accumulators to a forward While loop when its gradient is
+    built.
 
     Raises:
         TraceError: the nodes form a cycle.
@@ -284,8 +294,8 @@ def sort_topologically(nodes: Iterable[Node]) -> tuple[Node, ...]:
             for name in reversed(before):
                 if state.get(name) == 1:
                     raise TraceError(
-                        f"a traced step must not contain a cycle: {name!r} and {node.name!r}"
-                        " wait for each other"
+                        f"a traced step must not contain a cycle: {name!r} and"
+                        f" {node.name!r} wait for each other"
                     )
                 if name not in state:
                     stack.append((given[name], False))

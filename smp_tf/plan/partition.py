@@ -1,4 +1,4 @@
-"""Assign atoms to partitions: contiguous stretches of balanced load, then the fewest bytes cut."""
+"""Assign atoms to partitions: balanced contiguous stretches, then few bytes cut."""
 
 import bisect
 import itertools
@@ -10,7 +10,7 @@ from smp_tf.plan.graph import Graph, node_of
 from smp_tf.plan.roles import Roles
 
 SLACK = 0.02
-"""How much worse than the best balance a partition may be in order to cut fewer bytes: an
+"""How much worse than the best balance a partition may be to cut fewer bytes: an
 imbalance of 2 % costs 2 % of the step, about what sending an activation costs."""
 
 
@@ -19,8 +19,9 @@ def partition_atoms(
 ) -> tuple[int, ...]:
     """Split atoms 0..n-1 into contiguous, non-empty partitions.
 
-    The heaviest partition is as light as possible (within ``SLACK``); among such splits the
-    one that cuts the fewest bytes is taken, then the more balanced one, then the earliest.
+    The heaviest partition is as light as possible (within ``SLACK``); among such splits
+    the one that cuts the fewest bytes is taken, then the more balanced one, then the
+    earliest.
 
     Args:
         loads: weight of each atom, >= 0.
@@ -35,9 +36,10 @@ def partition_atoms(
     n = len(loads)
     if num_partitions > n:
         raise PartitionError(
-            f"each partition needs at least one atom: partitions={num_partitions} atoms={n};"
-            " use fewer partitions, or give the model more layers (operations that share a"
-            " variable, and one call of a layer, cannot be torn apart)"
+            f"each partition needs at least one atom: partitions={num_partitions}"
+            f" atoms={n}; use fewer partitions, or give the model more layers"
+            " (operations that share a variable, and one call of a layer, cannot be"
+            " torn apart)"
         )
     total = [0.0, *itertools.accumulate(loads)]
     limit = _best_bottleneck(total, num_partitions) * (1.0 + SLACK)
@@ -50,10 +52,10 @@ def partition_atoms(
 
 
 def _best_bottleneck(total: Sequence[float], num_partitions: int) -> float:
-    """Smallest possible load of the heaviest partition: dynamic programming over prefixes.
+    """Smallest load of the heaviest partition: dynamic programming over prefixes.
 
-    best[k][i] = min over j of max(best[k-1][j], load(j..i)); the first term grows with j and
-    the second shrinks, so the crossing is found by bisection.
+    best[k][i] = min over j of max(best[k-1][j], load(j..i)); the first term grows with
+    j and the second shrinks, so the crossing is found by bisection.
     """
     n = len(total) - 1
     best = [total[i] for i in range(n + 1)]
@@ -76,7 +78,7 @@ def _best_bottleneck(total: Sequence[float], num_partitions: int) -> float:
 def _cheapest_bounds(
     total: Sequence[float], cut_bytes: Sequence[int], num_partitions: int, limit: float
 ) -> tuple[int, ...]:
-    """Bounds 0 = b0 < b1 < .. < bp = n with every load <= limit and the fewest bytes cut."""
+    """Bounds 0 = b0 < .. < bp = n, every load <= limit, with the fewest bytes cut."""
     n = len(total) - 1
     epsilon = 1e-12 * max(total[-1], 1.0)
     # state at (k, i): (bytes cut, heaviest load, bounds so far)
@@ -102,7 +104,7 @@ def _cheapest_bounds(
 
 
 def cut_bytes_between(graph: Graph, roles: Roles, atoms: Atoms) -> tuple[int, ...]:
-    """[n + 1] bytes per microbatch that cross when atoms i-1 and i are on different ranks."""
+    """[n + 1] bytes per microbatch that cross if atoms i-1 and i are separated."""
     n = len(atoms.atoms)
     change = [0] * (n + 2)
     spans: dict[str, tuple[int, int]] = {}
@@ -135,8 +137,8 @@ def follow_placement(
         partition_of_layer: layer path -> partition of the earlier step.
 
     Returns:
-        The partition of each atom; an atom without variables goes where its layer went, or
-        where the atom before it is. None when no atom has an owner yet.
+        The partition of each atom; an atom without variables goes where its layer went,
+        or where the atom before it is. None when no atom has an owner yet.
 
     Raises:
         PartitionError: an atom joins variables that already have different owners.
@@ -146,11 +148,16 @@ def follow_placement(
         owners = {owner[index] for index in atom.variables if index in owner}
         if len(owners) > 1:
             raise PartitionError(
-                "operations that use the same variable must be on one partition: layers="
-                f"{list(atom.layers)} join variables that an earlier step put on partitions"
-                f" {sorted(owners)}; call first the step that uses them together"
+                "operations that use the same variable must be on one partition:"
+                f" layers={list(atom.layers)} join variables that an earlier step put"
+                f" on partitions {sorted(owners)}; call first the step that uses them"
+                " together"
             )
-        known = [partition_of_layer[layer] for layer in atom.layers if layer in partition_of_layer]
+        known = [
+            partition_of_layer[layer]
+            for layer in atom.layers
+            if layer in partition_of_layer
+        ]
         chosen.append(next(iter(owners), known[0] if known else None))
     if all(partition is None for partition in chosen):
         return None

@@ -2,9 +2,10 @@
 
     (SegmentPlan, Schedule with messages, pp_rank) -> Program
 
-A program is a list of instructions that run strictly one after the other. A receive has two of
-them: it is posted some actions ahead, so that the tensor travels while the rank computes, and waited
-for where it is read.
+A program is a list of instructions that run strictly one after the other. A receive has
+two of
+them: it is posted some actions ahead, so that the tensor travels while the rank
+computes, and waited for where it is read.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from smp_tf.plan.roles import touched_variables
 from smp_tf.plan.segment import SegmentPlan
 
 RECEIVE_AHEAD = 1
-"""Compute actions between posting a receive and the action that reads it. One loses nothing
+"""Compute actions between posting a receive and its reader. One loses nothing
 against posting everything at step start, and bounds the receive buffers."""
 
 
@@ -102,7 +103,9 @@ def lower_program(
         ]
 
     before: list[list[Instruction]] = [[]]  # [k] goes directly before the k-th call
-    posts: list[list[Instruction]] = [[]]  # [k] goes directly before ``before[k]``'s call
+    posts: list[list[Instruction]] = [
+        []
+    ]  # [k] goes directly before ``before[k]``'s call
     calls: list[Instruction] = []
     for action in schedule.ranks[pp_rank]:
         if action.kind.is_compute:
@@ -113,12 +116,18 @@ def lower_program(
         assert action.peer is not None  # messages have one; checked by Action
         if action.kind.is_send:
             for channel in channels(action, pp_rank, action.peer, action.peer):
-                before[-1].append(Instruction(Operation.SEND, action.stage, action.mb, channel))
+                before[-1].append(
+                    Instruction(Operation.SEND, action.stage, action.mb, channel)
+                )
             continue
         for channel in channels(action, action.peer, pp_rank, action.peer):
             ahead = max(len(calls) - RECEIVE_AHEAD, 0)
-            posts[ahead].append(Instruction(Operation.POST, action.stage, action.mb, channel))
-            before[-1].append(Instruction(Operation.WAIT, action.stage, action.mb, channel))
+            posts[ahead].append(
+                Instruction(Operation.POST, action.stage, action.mb, channel)
+            )
+            before[-1].append(
+                Instruction(Operation.WAIT, action.stage, action.mb, channel)
+            )
     return Program(pp_rank, num_microbatches, tuple(_in_order(before, posts, calls)))
 
 
@@ -127,7 +136,7 @@ def _in_order(
     posts: Sequence[Sequence[Instruction]],
     calls: Sequence[Instruction],
 ) -> list[Instruction]:
-    """Before each call: the sends of the previous one, posts for the next, waits, the call."""
+    """Sends of the previous call, posts for the next, waits for this one, the call."""
     ordered: list[Instruction] = []
     for k, here in enumerate(before):
         ordered += [i for i in here if i.operation is Operation.SEND]
@@ -140,8 +149,8 @@ def _in_order(
 def check_state_order(graph: Graph, plan: SegmentPlan, num_microbatches: int) -> None:
     """Refuse steps whose state would depend on the schedule.
 
-    Microbatches overtake each other between stages, never within one. A variable that is
-    written in the step must therefore be used in one stage of a rank only.
+    Microbatches overtake each other between stages, never within one. A variable that
+    is written in the step must therefore be used in one stage of a rank only.
 
     Raises:
         PartitionError: names the variable and the operations.
@@ -149,19 +158,24 @@ def check_state_order(graph: Graph, plan: SegmentPlan, num_microbatches: int) ->
     if num_microbatches == 1:
         return
     written: dict[int, str] = {}
-    users: dict[tuple[int, int], dict[int, str]] = {}  # (variable, partition) -> stage -> node
+    users: dict[tuple[int, int], dict[int, str]] = (
+        {}
+    )  # (variable, partition) -> stage -> node
     for segment in plan.segments:
         for name in segment.nodes:
             node = graph.by_name[name]
             for index in touched_variables(graph, node):
-                users.setdefault((index, segment.partition), {}).setdefault(segment.stage, name)
+                users.setdefault((index, segment.partition), {}).setdefault(
+                    segment.stage, name
+                )
                 if node.is_stateful and node.op.startswith("Assign"):
                     written[index] = name
     for (index, partition), by_stage in users.items():
         if index in written and len(by_stage) > 1:
             raise PartitionError(
-                "a variable that a step writes must be used in one stage of a rank only, or"
-                " its value would depend on the order of the microbatches: variable="
-                f"{graph.variables[index].name!r} partition={partition} operations="
-                f"{list(by_stage.values())}; use microbatches=1, or move the uses together"
+                "a variable that a step writes must be used in one stage of a rank"
+                " only, or its value would depend on the order of the microbatches:"
+                f" variable={graph.variables[index].name!r} partition={partition}"
+                f" operations={list(by_stage.values())}; use microbatches=1, or move"
+                " the uses together"
             )

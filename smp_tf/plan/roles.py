@@ -17,13 +17,15 @@ from collections.abc import Mapping
 
 from smp_tf.plan.graph import Graph, Node, node_of
 
-_READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape"})
+_READS = frozenset(
+    {"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape"}
+)
 _SHAPE_OPS = frozenset({"Shape", "ShapeN", "Size", "Rank"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Roles:
-    """Sets of node names; a node in none of ``free``, ``read``, ``everywhere`` is placed.
+    """Sets of node names; a node that is in no other role is placed.
 
     Attributes:
         backward: nodes of the backward phase; all others are forward.
@@ -65,9 +67,9 @@ def assign_roles(graph: Graph) -> Roles:
 def _backward(graph: Graph) -> frozenset[str]:
     """Gradient operations and what follows them, less what a loss needs.
 
-    *Forward = ancestors of a loss* comes first: building the gradient of a While loop rewrites
-    the forward loop, whose accumulators then carry backward marks; and the inner gradient of
-    a second-order loss is part of the forward pass.
+    *Forward = ancestors of a loss* comes first: building the gradient of a While loop
+    rewrites the forward loop, whose accumulators then carry backward marks; and the
+    inner gradient of a second-order loss is part of the forward pass.
     """
     forward = graph.ancestors(graph.losses)
     backward: set[str] = set()
@@ -111,7 +113,8 @@ def _everywhere(graph: Graph) -> frozenset[str]:
             for name in resources
             if graph.by_name[name].outputs[0].dtype == "resource"
             and not (
-                name in graph.variable_of and graph.variables[graph.variable_of[name]].in_model
+                name in graph.variable_of
+                and graph.variables[graph.variable_of[name]].in_model
             )
         ]
         if outside:

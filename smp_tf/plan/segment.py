@@ -1,15 +1,15 @@
-"""Cut a partitioned step into segments: what each rank can run without waiting for another.
+"""Cut a step into segments: what a rank can run without waiting for another.
 
-Every node gets a level on a ring, one ring position per partition: the smallest level that is not
-below its inputs' and that belongs to its partition.
+Every node gets a level on a ring, one ring position per partition: the smallest level
+that is not below its inputs' and that belongs to its partition.
 
     forward   level   0  1  2 | 3  4  5 ..      backward   level   0  1  2 | 3 ..
               rank    0  1  2 | 0  1  2                    rank    2  1  0 | 2
 
-Nodes of one level form a segment. Whatever the assignment of nodes to partitions, levels never
-decrease along an edge, so the segments cannot wait for each other in a circle; a partition that
-is visited twice (a layer used twice, tied embeddings) simply has two segments. A plain chain
-on n partitions gives exactly 2n.
+Nodes of one level form a segment. Whatever the assignment of nodes to partitions,
+levels never decrease along an edge, so the segments cannot wait for each other in a
+circle; a partition that is visited twice (a layer used twice, tied embeddings) simply
+has two segments. A plain chain on n partitions gives exactly 2n.
 """
 
 import dataclasses
@@ -30,7 +30,8 @@ class Segment:
     Attributes:
         kind: Kind.F or Kind.B.
         partition: pp_rank that runs it.
-        nodes: to import, in topological order, copies of free nodes and of reads included.
+        nodes: to import, in topological order, copies of free nodes and of reads
+        included.
         arguments: microbatch argument tensors it reads.
         captures: placeholder nodes it reads.
         inputs: tensors from other segments.
@@ -131,28 +132,29 @@ class _Splitter:
         num_partitions: int,
     ) -> None:
         self.graph, self.roles, self.n = graph, roles, num_partitions
-        self.home = {name: partition_of_atom[atom] for name, atom in atoms.atom_of.items()}
+        self.home = {
+            name: partition_of_atom[atom] for name, atom in atoms.atom_of.items()
+        }
         self.owner = {
-            index: partition_of_atom[atom] for index, atom in atoms.atom_of_variable.items()
+            index: partition_of_atom[atom]
+            for index, atom in atoms.atom_of_variable.items()
         }
         self.level: dict[_Instance, int] = {}
         self.backward_base = 0
 
-    # -- where each node runs ------------------------------------------------------------------
+    # -- where each node runs
+    # ------------------------------------------------------------------
 
     @functools.cached_property
     def wanted(self) -> Mapping[str, tuple[int, ...]]:
-        """Returned tensor -> pp_ranks that get it: a gradient its owner, the rest all."""
+        """Returned tensor -> pp_ranks that get it: a gradient its owner, else all."""
         every = tuple(range(self.n))
         owners = {
             tensor: (self.owner[index],)
             for tensor, index in self.graph.gradient_of.items()
             if index in self.owner
         }
-        return {
-            tensor: owners.get(tensor, every)
-            for tensor in self.graph.returns
-        }
+        return {tensor: owners.get(tensor, every) for tensor in self.graph.returns}
 
     @functools.cached_property
     def remote_reads(self) -> frozenset[str]:
@@ -193,12 +195,20 @@ class _Splitter:
                 self.backward_base = (top // self.n + 1) * self.n
             for node in self.graph.nodes:
                 name = node.name
-                if name in self.roles.free or (name in self.roles.backward) != is_backward:
+                if (
+                    name in self.roles.free
+                    or (name in self.roles.backward) != is_backward
+                ):
                     continue
-                if name in self.roles.variable_of_read and name not in self.remote_reads:
+                if (
+                    name in self.roles.variable_of_read
+                    and name not in self.remote_reads
+                ):
                     continue
                 for partition in self.partitions_of(node):
-                    self.level[name, partition] = self._level(node, partition, is_backward)
+                    self.level[name, partition] = self._level(
+                        node, partition, is_backward
+                    )
 
     def _level(self, node: Node, partition: int, is_backward: bool) -> int:
         base = self.backward_base if is_backward else 0
@@ -212,12 +222,15 @@ class _Splitter:
         position = self.n - 1 - partition if is_backward else partition
         return lowest + (position - (lowest - base)) % self.n
 
-    # -- segments and cuts ---------------------------------------------------------------------
+    # -- segments and cuts
+    # ---------------------------------------------------------------------
 
     def plan(self, seconds: Mapping[str, float]) -> SegmentPlan:
         levels = sorted(set(self.level.values()))
         stage_of_level = {level: stage for stage, level in enumerate(levels)}
-        stage = {instance: stage_of_level[level] for instance, level in self.level.items()}
+        stage = {
+            instance: stage_of_level[level] for instance, level in self.level.items()
+        }
         members: list[list[Node]] = [[] for _ in levels]
         partition_of_stage = [0] * len(levels)
         for node in self.graph.nodes:
@@ -226,12 +239,14 @@ class _Splitter:
                     index = stage[node.name, partition]
                     members[index].append(node)
                     partition_of_stage[index] = partition
-        inputs: list[dict[str, int]] = [{} for _ in levels]  # tensor -> stage that makes it
+        inputs: list[dict[str, int]] = [
+            {} for _ in levels
+        ]  # tensor -> stage that makes it
         outputs: list[dict[str, None]] = [{} for _ in levels]
         cuts: dict[tuple[int, str, int], Cut] = {}
 
         def use(tensor: str, partition: int, reader: str) -> int:
-            """``partition`` needs ``tensor``: export it where it is made, cut if remote."""
+            """Let ``partition`` have ``tensor``: export it, and cut it if remote."""
             made_by = self.source(node_of(tensor), partition)
             index = stage[made_by]
             outputs[index].setdefault(tensor)
@@ -239,11 +254,14 @@ class _Splitter:
                 spec = self.graph.spec(tensor)
                 if not spec.can_cross:
                     raise PartitionError(
-                        "a tensor that cannot be sent must stay on one partition: tensor="
-                        f"{tensor!r} spec={spec} from partition {made_by[1]} to {partition},"
-                        f" read by {reader}; put both operations on one partition"
+                        "a tensor that cannot be sent must stay on one partition:"
+                        f" tensor={tensor!r} spec={spec} from partition {made_by[1]} to"
+                        f" {partition}, read by {reader}; put both operations on one"
+                        " partition"
                     )
-                cuts[index, tensor, partition] = Cut(tensor, index, made_by[1], partition, spec)
+                cuts[index, tensor, partition] = Cut(
+                    tensor, index, made_by[1], partition, spec
+                )
             return index
 
         for index, nodes in enumerate(members):
@@ -276,7 +294,10 @@ class _Splitter:
             return key[0], self.graph.order_of(key[1]), key[2]
 
         return SegmentPlan(
-            self.n, segments, tuple(cuts[key] for key in sorted(cuts, key=order)), returns
+            self.n,
+            segments,
+            tuple(cuts[key] for key in sorted(cuts, key=order)),
+            returns,
         )
 
     def _segment(

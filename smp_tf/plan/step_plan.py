@@ -59,7 +59,9 @@ class StepPlan:
     def partition_of_layer(self) -> Mapping[str, int]:
         """Layer path -> partition where it is used first."""
         found: dict[str, int] = {}
-        for atom, partition in zip(self.atoms.atoms, self.partition_of_atom, strict=True):
+        for atom, partition in zip(
+            self.atoms.atoms, self.partition_of_atom, strict=True
+        ):
             for layer in atom.layers:
                 found.setdefault(layer, partition)
         return found

@@ -19,9 +19,9 @@ _HEADER = (
 def partition_table(plan: StepPlan) -> str:
     """One line per partition, and one for the whole model.
 
-    Weight bytes are those of the variables; activation bytes are kept for the backward pass of
-    one microbatch; compute share is estimated; cut bytes leave the partition per microbatch,
-    forward and backward.
+    Weight bytes are those of the variables; activation bytes are kept for the backward
+    pass of one microbatch; compute share is estimated; cut bytes leave the partition
+    per microbatch, forward and backward.
     """
     whole = sum(plan.costs, Cost())
     rows: list[Sequence[str]] = [_HEADER]
@@ -31,12 +31,12 @@ def partition_table(plan: StepPlan) -> str:
             i for i, chosen in enumerate(plan.partition_of_atom) if chosen == partition
         ]
         cost = sum((plan.costs[i] for i in atoms), Cost())
-        layers = [layer for i in atoms for layer in plan.atoms.atoms[i].layers]
+        names = [layer for i in atoms for layer in plan.atoms.atoms[i].layers]
         cut = sum(c.spec.num_bytes for c in plan.segments.cuts if c.source == partition)
         rows.append(
             (
                 str(partition),
-                _span(layers),
+                _span(names),
                 str(sum(p == partition for p in owner.values())),
                 f"{cost.weight_bytes:,}",
                 f"{cost.activation_bytes:,}",
@@ -44,10 +44,11 @@ def partition_table(plan: StepPlan) -> str:
                 f"{cut:,}",
             )
         )
+    layers = {layer for atom in plan.atoms.atoms for layer in atom.layers}
     rows.append(
         (
             "all",
-            f"{len({layer for atom in plan.atoms.atoms for layer in atom.layers})} layers",
+            f"{len(layers)} layers",
             str(len(owner)),
             f"{whole.weight_bytes:,}",
             f"{whole.activation_bytes:,}",

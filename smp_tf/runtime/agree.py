@@ -13,7 +13,8 @@ def require_same_graph(step: str, graph: Graph, first_channel: int) -> None:
     Only hashes travel; the whole list of them only when something differs.
 
     Raises:
-        TraceError: on every rank alike, naming the first difference, the rank that has it
+        TraceError: on every rank alike, naming the first difference, the rank that has
+        it
             and the rank it was compared with.
     """
     if session.mp_size() == 1:
@@ -30,7 +31,7 @@ def require_same_graph(step: str, graph: Graph, first_channel: int) -> None:
 def _first_difference(
     ranks: Sequence[int], digests: Sequence[tuple[str, tuple[tuple[str, str], ...]]]
 ) -> str:
-    """The error text; the first rank of the group is what the others are held against."""
+    """The error text; the others are held against the first rank of the group."""
     rule = "all ranks of an mp_group must trace the same step"
     remedy = (
         "; the ranks run different code, shapes or versions, or call their steps in a"
@@ -43,14 +44,17 @@ def _first_difference(
             return f"{rule}: {where}: step={step!r} and {reference_step!r}{remedy}"
         for (what, digest), (expected, expected_digest) in zip(rows, reference):
             if digest != expected_digest and what != expected:
-                return f"{rule}: step={step!r}: {where}: {what} instead of {expected}{remedy}"
+                found = f"{what} instead of {expected}"
+                return f"{rule}: step={step!r}: {where}: {found}{remedy}"
             if digest != expected_digest:
                 return (
-                    f"{rule}: step={step!r}: {where} in the attributes, inputs or layer of"
-                    f" {what}{remedy}"
+                    f"{rule}: step={step!r}: {where} in the attributes, inputs or layer"
+                    f" of {what}{remedy}"
                 )
         if len(rows) != len(reference):
             longer = max(rows, reference, key=len)
             extra = longer[min(len(rows), len(reference))][0]
-            return f"{rule}: step={step!r}: {where}: only one of them has {extra}{remedy}"
+            return (
+                f"{rule}: step={step!r}: {where}: only one of them has {extra}{remedy}"
+            )
     return f"{rule}: step={reference_step!r}: their channel numbers differ{remedy}"

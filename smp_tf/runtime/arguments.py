@@ -43,7 +43,8 @@ class Arguments:
 
     Attributes:
         tensors: one TensorArgument per tensor position, in order.
-        values: the tensors themselves: one per position, num_microbatches per SLICED one.
+        values: the tensors themselves: one per position, num_microbatches per SLICED
+        one.
         value_specs: aligned with ``values``; what a trace for this key accepts.
         key: equal for calls that can share a trace.
         rebuild: (one tensor per position) -> (args, kwargs) for the user's function.
@@ -95,7 +96,8 @@ def read_arguments(
         for i, value in enumerate(args)
     ]
     rebuild_kwargs = {
-        name: reader.read(value, name, name, None) for name, value in sorted(kwargs.items())
+        name: reader.read(value, name, name, None)
+        for name, value in sorted(kwargs.items())
     }
 
     def rebuild(tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -133,10 +135,14 @@ class _Reader:
         if isinstance(value, dict):
             self.key.append((type(value), tuple(value)))
             builds = {
-                k: self.read(v, parameter, f"{path}[{k!r}]", None if spec is None else spec[k])
+                k: self.read(
+                    v, parameter, f"{path}[{k!r}]", None if spec is None else spec[k]
+                )
                 for k, v in value.items()
             }
-            return lambda tensors: type(value)((k, b(tensors)) for k, b in builds.items())
+            return lambda tensors: type(value)(
+                (k, b(tensors)) for k, b in builds.items()
+            )
         if isinstance(value, (list, tuple, set, frozenset)):
             return self._read_sequence(value, parameter, path, spec)
         if _is_tensor(value) or (isinstance(spec, tf.TensorSpec) and value is not None):
@@ -145,14 +151,16 @@ class _Reader:
             value, tf.Variable
         ):
             raise MicrobatchError(
-                "a step splits dense tensors only: argument="
-                f"{path!r} type={type(value).__name__}; pass its components as tensors, or"
-                " give it a method smp_slice(num_mb, mb, axis)"
+                f"a step splits dense tensors only: argument={path!r}"
+                f" type={type(value).__name__}; pass its components as tensors, or give"
+                " it a method smp_slice(num_mb, mb, axis)"
             )
         self.key.append(_constant_key(value))
         return lambda tensors: value
 
-    def _read_sequence(self, value: Any, parameter: str, path: str, spec: Any) -> _Build:
+    def _read_sequence(
+        self, value: Any, parameter: str, path: str, spec: Any
+    ) -> _Build:
         kind = type(value)
         self.key.append((kind, len(value)))
         builds = [
@@ -170,8 +178,8 @@ class _Reader:
         if isinstance(spec, tf.TensorSpec):
             if not spec.is_compatible_with(tensor):
                 raise TypeError(
-                    "an argument must match input_signature: argument="
-                    f"{path!r} shape={shape} dtype={tensor.dtype.name} signature={spec}"
+                    f"an argument must match input_signature: argument={path!r}"
+                    f" shape={shape} dtype={tensor.dtype.name} signature={spec}"
                 )
             shape = spec.shape
             _check_divisible(path, tensor.shape, self.rules, parameter)
@@ -200,7 +208,7 @@ class _Reader:
         return lambda tensors: tensors[position]
 
     def _read_sliced(self, value: Any, parameter: str, path: str) -> _Build:
-        """An object that splits itself: one slice per microbatch, all of the same form."""
+        """An object that splits itself: a slice per microbatch, all of one form."""
         feed, axis = self.rules.feed_of(parameter)
         count = self.rules.num_microbatches
         if feed is Feed.WHOLE:
@@ -214,8 +222,8 @@ class _Reader:
         ]
         if any(form.key != forms[0].key for form in forms):
             raise MicrobatchError(
-                "smp_slice must return slices of the same structure, shapes and dtypes:"
-                f" argument={path!r} type={type(value).__name__}"
+                "smp_slice must return slices of the same structure, shapes and"
+                f" dtypes: argument={path!r} type={type(value).__name__}"
             )
         self.key.append((type(value), type(slices[0]), *forms[0].key))
         positions = [
@@ -258,7 +266,7 @@ def _with_parts(template: Any, parts: Any) -> Any:
 
 
 def _constant_key(value: Any) -> Hashable:
-    """Python values are constants of the trace: equal ones share it, as in tf.function."""
+    """Python values are constants of the trace: equal ones share it."""
     try:
         hash(value)
     except TypeError:
@@ -290,13 +298,13 @@ def _check_divisible(
     )
     if not -shape.rank <= axis < shape.rank:
         raise MicrobatchError(
-            "a tensor argument is split along an axis that it has: argument="
-            f"{path!r} shape={shape} axis={axis}{remedy}"
+            f"a tensor argument is split along an axis that it has: argument={path!r}"
+            f" shape={shape} axis={axis}{remedy}"
         )
     size, count = shape.as_list()[axis], rules.num_microbatches
     if size is not None and (size % count or size == 0):
         raise MicrobatchError(
-            "a batch must divide into microbatches of equal, non-zero size: argument="
-            f"{path!r} shape={shape} axis={axis} microbatches={count}; change the batch"
-            f" size, drop the remainder (drop_remainder=True){remedy}"
+            "a batch must divide into microbatches of equal, non-zero size:"
+            f" argument={path!r} shape={shape} axis={axis} microbatches={count}; change"
+            f" the batch size, drop the remainder (drop_remainder=True){remedy}"
         )

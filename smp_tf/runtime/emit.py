@@ -2,12 +2,15 @@
 
 The rules that measurements taught:
 
-- The emitter draws every edge. Instructions run strictly in order, by control edges; automatic
+- The emitter draws every edge. Instructions run strictly in order, by control edges;
+automatic
   control dependencies would chain the sends and receives of all microbatches.
-- A send is queued and kept; nothing waits for it before the flush at the end. A send that
-  completes only when it is received queues behind the next segment in the executor and arrives
-  up to a whole segment late: 28..30 % of the step lost, against 0.2 %.
-- Gradients are added to a running sum right after their microbatch, and the next call waits for
+- A send is queued and kept; nothing waits for it before the flush at the end. A send
+that
+  completes only when it is received queues behind the next segment in the executor and
+  arrives up to a whole segment late: 28..30 % of the step lost, against 0.2 %.
+- Gradients are added to a running sum right after their microbatch, and the next call
+waits for
   the sum. Otherwise M gradients pile up.
 - Every output of the function depends on all of its effects, so that none is pruned.
 """
@@ -31,7 +34,8 @@ class Emitted:
 
     Attributes:
         function: ConcreteFunction(*argument values) -> flat list of tensors.
-        returned: position in the graph's returns -> positions of its M microbatches in the
+        returned: position in the graph's returns -> positions of its M microbatches in
+        the
             flat list; missing for gradients of other ranks' variables.
         summed: position in the graph's returns -> position of the running sum.
     """
@@ -102,10 +106,14 @@ class _Emitter:
             Operation.SEND: self._send,
         }
         has_sent = False
-        called: Instruction | None = None  # the last call, while its gradients are not summed
+        called: Instruction | None = (
+            None  # the last call, while its gradients are not summed
+        )
         for instruction in self.inputs.program.instructions:
             if called is not None and instruction.operation is not Operation.SEND:
-                self._add_up(called)  # after the sends: another rank may be waiting for them
+                self._add_up(
+                    called
+                )  # after the sends: another rank may be waiting for them
                 called = None
             with tf.control_dependencies(self.last):
                 write[instruction.operation](instruction)
@@ -119,7 +127,8 @@ class _Emitter:
                 self.last = [_ops().send_flush()]
         return self._outputs()
 
-    # -- instructions ----------------------------------------------------------------------------
+    # -- instructions
+    # ----------------------------------------------------------------------------
 
     def _call(self, instruction: Instruction) -> None:
         segment = self.inputs.plan.segments[instruction.stage]
@@ -133,7 +142,9 @@ class _Emitter:
         """Add the gradients that a segment returned to their running sums."""
         added = []
         for position, tensor in enumerate(self.inputs.graph.returns):
-            stage = self.inputs.plan.return_stage[tensor].get(self.inputs.program.pp_rank)
+            stage = self.inputs.plan.return_stage[tensor].get(
+                self.inputs.program.pp_rank
+            )
             if position not in self.inputs.sum_returns or stage != instruction.stage:
                 continue
             value = self.made[instruction.mb][tensor]
@@ -175,7 +186,8 @@ class _Emitter:
             "label": _label(instruction),
         }
 
-    # -- arguments and results -------------------------------------------------------------------
+    # -- arguments and results
+    # -------------------------------------------------------------------
 
     def _feed(self, values: Sequence[tf.Tensor]) -> None:
         """Cut the batch into microbatches (a split along axis 0 copies nothing)."""
@@ -224,8 +236,8 @@ class _Emitter:
 
 
 def _ops() -> Any:
-    """The send and receive operations; loaded when the first one is needed, so that a single
-    process runs without the compiled library."""
+    """The send and receive operations; loaded when the first one is needed, so that
+    a single process runs without the compiled library."""
     from smp_tf.transport import ops
 
     return ops

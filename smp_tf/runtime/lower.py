@@ -10,25 +10,26 @@ from smp_tf.frontend import hooks
 from smp_tf.frontend.trace import StepTrace
 from smp_tf.plan.segment import Segment
 
-# Never inlined: M inlined copies of a segment cost seconds of graph optimisation, and copies of a
-# random operation with a fixed seed would all draw the same numbers.
+# Never inlined: M inlined copies of a segment cost seconds of graph optimisation, and
+# copies of a random operation with a fixed seed would all draw the same numbers.
 _ATTRIBUTES = {"_noinline": True}
 
 
-def lower_segments(
-    trace: StepTrace, segments: Sequence[Segment]
-) -> dict[int, Any]:
+def lower_segments(trace: StepTrace, segments: Sequence[Segment]) -> dict[int, Any]:
     """stage -> ConcreteFunction(*inputs, *arguments) -> [*outputs], for ``segments``.
 
-    A segment that only has effects returns one constant, so that there is always a tensor to
-    wait for: a function that is not inlined publishes its outputs when all of it is done.
+    A segment that only has effects returns one constant, so that there is always a
+    tensor to wait for: a function that is not inlined publishes its outputs when all of
+    it is done.
     """
     graph_def = trace.func_graph.as_graph_def()
     defs = {node.name: node for node in graph_def.node}
     functions = {}
     with hooks.outside_of_graphs():
         for segment in segments:
-            part = graph_pb2.GraphDef(versions=graph_def.versions, library=graph_def.library)
+            part = graph_pb2.GraphDef(
+                versions=graph_def.versions, library=graph_def.library
+            )
             part.node.extend(_cut_out(defs, segment))
             functions[segment.stage] = _function(trace, segment, part)
     return functions

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import tensorflow as tf
+
 from smp_tf.errors import PartitionError
 from smp_tf.runtime import session
 
@@ -33,23 +35,36 @@ class Placement:
     def is_current(self) -> bool:
         return session.is_initialized() and session.current("step") is self.session
 
+    def extended(
+        self, owner: Mapping[int, int], partition_of_layer: Mapping[str, int]
+    ) -> "Placement":
+        """With what a further step decided; what was decided before stays."""
+        return Placement(
+            self.session,
+            {**owner, **self.owner},
+            {**partition_of_layer, **self.partition_of_layer},
+        )
 
-def owners(models: Sequence[Any]) -> dict[int, int]:
-    """id of a variable's handle -> partition, for models that are placed already."""
-    found: dict[int, int] = {}
+
+def known(models: Sequence[Any]) -> Placement:
+    """What earlier steps decided about any of ``models``."""
+    merged = Placement(session.current("step"), {}, {})
     for model in models:
         if model.placement is not None:
-            found.update(model.placement.owner)
-    return found
+            merged = merged.extended(
+                model.placement.owner, model.placement.partition_of_layer
+            )
+    return merged
 
 
-def layers(models: Sequence[Any]) -> dict[str, int]:
-    """Layer path -> partition, for models that are placed already."""
-    found: dict[str, int] = {}
+def place(models: Sequence[Any], decided: Placement) -> None:
+    """Tell the models where their variables are; then run what waited for that."""
+    is_first = any(model.placement is None for model in models)
     for model in models:
-        if model.placement is not None:
-            found.update(model.placement.partition_of_layer)
-    return found
+        model.place(decided)
+    if is_first:
+        with tf.init_scope():
+            run_post_partition_hooks()
 
 
 @contextlib.contextmanager
@@ -66,8 +81,8 @@ def partition(index: int) -> Iterator[None]:
         raise PartitionError(f"smp.partition takes an int: index={index!r}")
     if not 0 <= index < config.partitions:
         raise PartitionError(
-            f"smp.partition takes 0..{config.partitions - 1}: index={index}; partitions="
-            f"{config.partitions}"
+            f"smp.partition takes 0..{config.partitions - 1}: index={index};"
+            f" partitions={config.partitions}"
         )
     if config.auto_partition:
         _warn_ignored()
@@ -82,13 +97,14 @@ def partition(index: int) -> Iterator[None]:
 @functools.cache
 def _warn_ignored() -> None:
     warnings.warn(
-        "smp.partition is ignored because auto_partition is true; set auto_partition to"
-        " false and default_partition in the configuration to place operations by hand",
+        "smp.partition is ignored because auto_partition is true; set auto_partition"
+        " to false and default_partition in the configuration to place operations by"
+        " hand",
         stacklevel=4,
     )
 
 
-# --- hooks that run after partitioning -----------------------------------------------------------
+# --- hooks that run after partitioning ------------------------------------------------
 
 _waiting: list[Callable[[], Any]] = []
 _partitioned_session: Any = None
@@ -97,8 +113,8 @@ _partitioned_session: Any = None
 def register_post_partition_hook(function: _Function) -> _Function:
     """Decorator: calls made before partitioning wait for it, later calls run at once.
 
-    A call that waits returns None; it runs eagerly, once, right after partitioning and before
-    the first forward pass. For loading weights into local variables, say.
+    A call that waits returns None; it runs eagerly, once, right after partitioning and
+    before the first forward pass. For loading weights into local variables, say.
     """
 
     @functools.wraps(function)

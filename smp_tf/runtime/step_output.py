@@ -12,27 +12,33 @@ _Value = Any  # tf.Tensor or tf.IndexedSlices
 class StepOutput:
     """A value returned by an ``smp.step``: M microbatches, and ways to merge them.
 
-    ``tf.IndexedSlices`` (gradients of embeddings) stay sparse where the result can be sparse:
-    in ``reduce_mean``, ``reduce_sum`` and ``accumulate``; the other methods make them dense.
+    ``tf.IndexedSlices`` (gradients of embeddings) stay sparse where the result can be
+    sparse: in ``reduce_mean``, ``reduce_sum`` and ``accumulate``; the other methods
+    make them dense.
 
     Attributes:
         outputs: the M values, in order of microbatches.
     """
 
-    def __init__(self, outputs: Sequence[_Value], total: tf.Tensor | None = None) -> None:
+    def __init__(
+        self, outputs: Sequence[_Value], total: tf.Tensor | None = None
+    ) -> None:
         """
         Args:
-            total: their sum where the step has already added them up while it ran (gradients),
+            total: their sum where the step has already added them up while it ran
+            (gradients),
                 so that not all of them have to exist at the same time.
         """
         self.outputs = list(outputs)
         self._total = total
 
     def __repr__(self) -> str:
-        return f"<smp.StepOutput of {len(self.outputs)} microbatches: {self.outputs[0]!r}>"
+        return (
+            f"<smp.StepOutput of {len(self.outputs)} microbatches: {self.outputs[0]!r}>"
+        )
 
     def reduce_sum(self) -> _Value:
-        """Sum over microbatches, added in their order; shape of one microbatch's value."""
+        """Sum over microbatches, added in order; shape of one microbatch's value."""
         if self._total is not None:
             return self._total
         if isinstance(self.outputs[0], tf.IndexedSlices):
@@ -50,11 +56,11 @@ class StepOutput:
     def accumulate(
         self, method: str = "variable", var: tf.Variable | None = None
     ) -> _Value:
-        """Mean over microbatches without holding all of them: each gradient is added to a
+        """Mean over microbatches without holding all: each gradient is added to a
         running sum as soon as its microbatch is done.
 
-        Inside a ``tf.function`` only the sum lives on; a step that is called eagerly returns
-        its microbatches too, and they are held as long as this object.
+        Inside a ``tf.function`` only the sum lives on; a step that is called eagerly
+        returns its microbatches too, and they are held as long as this object.
 
         Args:
             method: "variable" (the running sum, the default), "add_n" or "accumulate_n"
@@ -87,7 +93,7 @@ class StepOutput:
         return tf.stack(self._dense(), axis)
 
     def merge(self) -> tf.Tensor:
-        """The values of the whole batch: joined along the batch axis; scalars are stacked."""
+        """The values of the whole batch, joined along its axis; scalars are stacked."""
         return self.stack() if self.outputs[0].shape.rank == 0 else self.concat()
 
     def _dense(self) -> list[tf.Tensor]:

@@ -1,9 +1,9 @@
 """A step on n ranks equals one process running the same microbatches, bit for bit.
 
-Each test launches n processes once and runs a whole grid in them: microbatches x schedule x way
-of taking gradients. The truth is plain Keras on rank 0: one ``tf.function``, called once for
-each microbatch. Graph rewriting by arithmetic rules is off: it simplifies the cut and the uncut
-graph differently (differences of 6e-8).
+Each test launches n processes once and runs a whole grid in them: microbatches x
+schedule x way of taking gradients. The truth is plain Keras on rank 0: one
+``tf.function``, called once for each microbatch. Graph rewriting by arithmetic rules is
+off: it simplifies the cut and the uncut graph differently (differences of 6e-8).
 """
 
 import itertools
@@ -14,10 +14,11 @@ import pytest
 import tensorflow as tf
 
 import smp_tf as smp
-from tests.models import CASES, STEPS, Case
+from tests.models import CASES, STEPS, Case, tape_step
 from tests.ranks import run_ranks
 
 BATCH = 8
+STEPS_TRAINED = 10
 GRID = [
     *itertools.product((1, 2, 4, 8), ("interleaved", "simple"), ("tape",)),
     (4, "interleaved", "legacy"),
@@ -64,7 +65,7 @@ def local_indices(model: Any, everything: Any, local: Any) -> list[int]:
 
 
 def check_config(case: Case, size: int, count: int, schedule: str, style: str) -> str:
-    """Run one configuration on this rank and compare; returns what differs, "" if nothing."""
+    """Run one configuration on this rank; returns what differs, "" if nothing."""
     smp.init({"partitions": size, "microbatches": count, "pipeline": schedule})
     expected = truth(case, count, style) if smp.rank() == 0 else None
     results, variables = smp.allgather(expected, smp.WORLD)[0]
@@ -90,32 +91,100 @@ def check_config(case: Case, size: int, count: int, schedule: str, style: str) -
             total = total + result[0][index]
         mean = tf.convert_to_tensor(gradient.accumulate()).numpy()
         dense = isinstance(gradient.outputs[0], tf.Tensor)
-        if not (np.array_equal if dense else np.allclose)(mean, total / np.float32(count)):
+        if not (np.array_equal if dense else np.allclose)(
+            mean, total / np.float32(count)
+        ):
             wrong.append(f"accumulated gradient of {every[index].name}")
     for index, variable in zip(
         local_indices(model, model.global_variables, model.variables), model.variables
     ):
         if not np.array_equal(variable.numpy(), variables[index]):
             wrong.append(f"variable {variable.name} after the step")
-    stages = [f"{s.kind.value}{s.partition}" for s in step.plan(*case.data(BATCH)).segments.segments]
-    print(f"{case.name} n={size} M={count} {schedule} {style}: {' '.join(stages)}"
-          f" {'; '.join(wrong) or 'equal'}", flush=True)
+    stages = [
+        f"{s.kind.value}{s.partition}"
+        for s in step.plan(*case.data(BATCH)).segments.segments
+    ]
+    print(
+        f"{case.name} n={size} M={count} {schedule} {style}: {' '.join(stages)}"
+        f" {'; '.join(wrong) or 'equal'}",
+        flush=True,
+    )
     smp.shutdown()
     return "; ".join(wrong)
 
 
-def check_grid(name: str, size: int, grid: list[tuple[int, str, str]]) -> dict[str, str]:
+def batches(case: Case) -> list[Any]:
+    """Ten batches: the same data in ten different orders."""
+    orders = [
+        np.random.RandomState(seed).permutation(BATCH) for seed in range(STEPS_TRAINED)
+    ]
+    data = case.data(BATCH)
+    return [
+        tf.nest.map_structure(lambda t: tf.gather(t, order), data) for order in orders
+    ]
+
+
+def trained_alone(case: Case, count: int) -> list[np.ndarray]:
+    """Variables of plain Keras after the steps; each adds up microbatches in order."""
+    tf.keras.utils.set_random_seed(1)
+    model = case.build(tf.keras.Model)
+    step, optimizer = tf.function(tape_step(model)), tf.keras.optimizers.Adam(1e-2)
+    tf.function(lambda x: model(x, training=False))(
+        microbatches(case.data(BATCH)[0], count)[0]
+    )
+    for x, y in batches(case):
+        total: list[Any] = []
+        for part_x, part_y in zip(microbatches(x, count), microbatches(y, count)):
+            gradients = list(map(tf.convert_to_tensor, step(part_x, part_y)[0]))
+            total = [a + b for a, b in zip(total, gradients)] if total else gradients
+        mean = [each / np.float32(count) for each in total]
+        optimizer.apply_gradients(zip(mean, model.trainable_variables))
+    return to_numpy(model.variables)
+
+
+def check_training(case: Case, size: int, count: int) -> str:
+    smp.init({"partitions": size, "microbatches": count})
+    expected = smp.allgather(
+        trained_alone(case, count) if smp.rank() == 0 else None, smp.WORLD
+    )[0]
+    tf.keras.utils.set_random_seed(1)
+    model = case.build(smp.DistributedModel)
+    step, optimizer = smp.step(tape_step(model)), tf.keras.optimizers.Adam(1e-2)
+
+    @tf.function
+    def train(x: Any, y: Any) -> None:
+        gradients = [gradient.accumulate() for gradient in step(x, y)[0]]
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+
+    for x, y in batches(case):
+        train(x, y)
+    mine = local_indices(model, model.global_variables, model.variables)
+    wrong = [
+        f"{variable.name} after {STEPS_TRAINED} steps of Adam"
+        for index, variable in zip(mine, model.variables)
+        if not np.array_equal(variable.numpy(), expected[index])
+    ]
+    smp.shutdown()
+    return "; ".join(wrong)
+
+
+def check_grid(
+    name: str, size: int, grid: list[tuple[int, str, str]]
+) -> dict[str, str]:
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
     found = {}
     for count, schedule, style in grid:
         wrong = check_config(CASES[name], size, count, schedule, style)
         if wrong:
             found[f"microbatches={count} {schedule} {style}"] = wrong
-    return found
+    wrong = check_training(CASES[name], size, 4)
+    return found | ({"training": wrong} if wrong else {})
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", list(CASES))
 def test_equals_one_process(name: str, size: int) -> None:
-    for rank, wrong in enumerate(run_ranks(size, check_grid, name, size, GRID, timeout=280)):
+    for rank, wrong in enumerate(
+        run_ranks(size, check_grid, name, size, GRID, timeout=280)
+    ):
         assert not wrong, f"rank {rank}: {wrong}"

@@ -1,0 +1,1 @@
+"""Runs programs: the session of this process, and what a step becomes on one rank."""

@@ -1,0 +1,222 @@
+"""How this process joins the other ranks of its job.
+
+    resolve the configuration, read what the launcher set
+    hello     job id, configuration and cores of every rank, over the launcher's store
+    compare   configurations; a difference fails on every rank, with the same text
+    threads   divide the cores of the host between its ranks
+    address   open the transport, exchange addresses, connect, start
+"""
+
+import collections
+import dataclasses
+import json
+import logging
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from smp_tf.config import Config, Launch, launch, resolve, threads_requested
+from smp_tf.errors import ConfigError, TransportError
+from smp_tf.runtime.failure import Guard
+from smp_tf.topology import Topology
+from smp_tf.transport.engine import Engine
+from smp_tf.transport.messages import Messages
+from smp_tf.transport.rendezvous import Rendezvous
+
+_GIVE_UP_SECONDS = 10.0  # for the news of a configuration that cannot be resolved
+
+logger = logging.getLogger("smp_tf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What ``smp.init`` made. ``engine`` and ``guard`` are None in a world of one."""
+
+    config: Config
+    launch: Launch
+    topology: Topology
+    messages: Messages
+    engine: Engine | None = None
+    guard: Guard | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.launch.rank
+
+
+def join(argument: Mapping[str, Any] | None, epoch: int) -> Session:
+    """Make the session of this process; ``epoch`` counts its sessions.
+
+    Raises:
+        ConfigError: the configuration cannot work, or differs between the ranks.
+        TransportError: a rank did not come within timeout_s, or failed on the way.
+    """
+    started = launch()
+    try:
+        config = resolve(argument, started.size)
+        topology = Topology(
+            size=started.size,
+            pp_size=config.partitions,
+            tp_size=config.tensor_parallel_degree,
+            placement=config.placement_strategy,
+        )
+    except Exception as error:
+        if started.size > 1:
+            _rendezvous(started, epoch, _GIVE_UP_SECONDS).give_up(_reason(error))
+        raise
+    if started.size == 1:
+        alone = Messages(None, topology, started.rank, "", config.timeout_s)
+        return Session(config, started, topology, alone)
+    rendezvous = _rendezvous(started, epoch, config.timeout_s)
+    try:
+        return _join_others(config, started, topology, rendezvous)
+    except ConfigError:  # found by every rank for itself
+        raise
+    except Exception as error:
+        first = rendezvous.give_up(_reason(error))
+        if first is None or first in str(error):
+            raise
+        raise TransportError(f"{first} (rank {started.rank}: {error})") from error
+
+
+def _join_others(
+    config: Config, launch: Launch, topology: Topology, rendezvous: Rendezvous
+) -> Session:
+    hello = {
+        "job": secrets.token_hex(16) if launch.rank == 0 else None,
+        "config": dataclasses.asdict(config),
+        "host": launch.hostname,
+        "cores": sorted(os.sched_getaffinity(0)),
+    }
+    values = rendezvous.exchange("hello", json.dumps(hello, default=str).encode())
+    hellos = [json.loads(value) for value in values]
+    compare_configs([hello["config"] for hello in hellos])
+    _set_threads(share_of_cores(hellos, launch.rank))
+
+    # Imports TensorFlow, which the library is linked with.
+    from smp_tf.transport import ops
+
+    job_id = hellos[0]["job"]
+    engine = Engine(ops.load())
+    one_host = launch.local_size == launch.size
+    address = engine.open(
+        rank=launch.rank,
+        size=launch.size,
+        timeout_s=config.timeout_s,
+        job_id=job_id,
+        net_devices="lo" if one_host else None,
+    )
+    try:
+        for peer, theirs in enumerate(rendezvous.exchange("address", address)):
+            if peer != launch.rank:
+                engine.connect(peer, theirs)
+        engine.start()
+    except BaseException:
+        engine.close(0.0)
+        raise
+    guard = Guard(engine, launch.rank, config.timeout_s)
+    guard.install()
+    messages = Messages(engine, topology, launch.rank, job_id, config.timeout_s)
+    if launch.rank == 0:
+        hosts = len({hello["host"] for hello in hellos})
+        logger.info(
+            "%d ranks on %d host(s): %d partition(s) x %d replica(s), placement %s, "
+            "%d microbatch(es), schedule %s",
+            topology.size,
+            hosts,
+            topology.pp_size,
+            topology.rdp_size,
+            topology.placement,
+            config.microbatches,
+            config.pipeline,
+        )
+    return Session(config, launch, topology, messages, engine, guard)
+
+
+def compare_configs(configs: Sequence[Mapping[str, Any]]) -> None:
+    """Check that all ranks resolved the same configuration.
+
+    Raises:
+        ConfigError: names every key that differs, its values and their ranks.
+    """
+    differences = []
+    for key in configs[0]:
+        ranks = collections.defaultdict(list)
+        for rank, config in enumerate(configs):
+            ranks[repr(config.get(key))].append(str(rank))
+        if len(ranks) > 1:
+            values = "; ".join(
+                f"{value} on rank{'s' * (len(where) > 1)} {', '.join(where)}"
+                for value, where in ranks.items()
+            )
+            differences.append(f"`{key}`: {values}")
+    if differences:
+        raise ConfigError(
+            f"the configuration differs between ranks: {'. '.join(differences)}. "
+            f"Give every rank the same smp.init argument, SMP_CONFIG and files."
+        )
+
+
+def share_of_cores(hellos: Sequence[Mapping[str, Any]], rank: int) -> int:
+    """Cores for one rank, at least 1: each core is shared by the ranks that may use it.
+
+    That is cores // local_size where the ranks are not bound to cores, and all of its
+    cores for a rank that the launcher has bound to cores of its own.
+    """
+    mine = hellos[rank]
+    users = collections.Counter(
+        core
+        for hello in hellos
+        if hello["host"] == mine["host"]
+        for core in hello["cores"]
+    )
+    return max(1, int(sum(1 / users[core] for core in mine["cores"]) + 1e-6))
+
+
+def _set_threads(threads: int) -> None:
+    """Limit TensorFlow to this rank's share of the cores.
+
+    Thread counts that the user has chosen stay, and so does everything on hosts with
+    GPUs, where the cores are not what computes.
+    """
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return
+    chosen = threads_requested()
+    pools = tf.config.threading
+    try:
+        if not (chosen.intra_op or pools.get_intra_op_parallelism_threads()):
+            pools.set_intra_op_parallelism_threads(threads)
+        if not (chosen.inter_op or pools.get_inter_op_parallelism_threads()):
+            pools.set_inter_op_parallelism_threads(threads)
+    except RuntimeError:
+        logger.warning(
+            "TensorFlow was in use before smp.init(), so its thread pools take all "
+            "cores instead of this rank's share; threads=%d. Call smp.init() before "
+            "the first TensorFlow operation.",
+            threads,
+        )
+
+
+def _rendezvous(launch: Launch, epoch: int, timeout_s: float) -> Rendezvous:
+    if launch.store_host is None or launch.store_port is None:
+        raise ConfigError(
+            "a job of several ranks needs the launcher's store; "
+            f"size={launch.size}, HOROVOD_GLOO_RENDEZVOUS_ADDR={launch.store_host}, "
+            f"HOROVOD_GLOO_RENDEZVOUS_PORT={launch.store_port}. Launch with "
+            f"`horovodrun --gloo -np {launch.size} python script.py`."
+        )
+    return Rendezvous(
+        launch.store_host,
+        launch.store_port,
+        rank=launch.rank,
+        size=launch.size,
+        epoch=epoch,
+        timeout_s=timeout_s,
+    )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

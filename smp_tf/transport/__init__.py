@@ -1,0 +1,1 @@
+"""Moving tensors and objects between ranks."""

@@ -1,0 +1,44 @@
+"""``smp.init`` divides the cores of a host between its ranks."""
+
+import logging
+import os
+from typing import Any
+
+import smp_tf as smp
+from tests.ranks import run_ranks
+
+NOT_CHOSEN = {"TF_NUM_INTRAOP_THREADS": "0", "TF_NUM_INTEROP_THREADS": "0"}
+
+
+def _threads(chosen: dict[int, int], used: int | None) -> tuple[int, int, list[str]]:
+    """Intra-op and inter-op threads after init, and the warnings that it gave."""
+    import tensorflow as tf
+
+    rank = int(os.environ["HOROVOD_RANK"])
+    os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
+    if rank in chosen:
+        tf.config.threading.set_intra_op_parallelism_threads(chosen[rank])
+    if rank == used:
+        tf.constant(1)  # makes TensorFlow's context
+    warnings: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore
+    logging.getLogger("smp_tf").addHandler(handler)
+    smp.init()
+    pools = tf.config.threading
+    return (
+        pools.get_intra_op_parallelism_threads(),
+        pools.get_inter_op_parallelism_threads(),
+        warnings,
+    )
+
+
+def test_cores_are_divided_unless_the_user_has_chosen() -> None:
+    results: list[Any] = run_ranks(3, _threads, {1: 5}, 2, env=NOT_CHOSEN)
+    share = max(1, len(os.sched_getaffinity(0)) // 3)
+    assert results[0] == (share, share, [])
+    assert results[1] == (5, share, [])
+    intra, inter, (warning,) = results[2]
+    assert (intra, inter) == (0, 0)
+    assert "TensorFlow was in use before smp.init()" in warning
+    assert f"threads={share}" in warning
