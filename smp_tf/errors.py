@@ -22,6 +22,9 @@ __all__ = [
 class SmpError(Exception):
     """Base of every error of this library."""
 
+    # AutoGraph would turn what is raised inside a tf.function into its StagingError.
+    ag_pass_through = True
+
 
 class NotInitializedError(SmpError, RuntimeError):
     """A function of the library was called before ``smp.init()``."""

@@ -125,7 +125,11 @@ def _describe_variables(
     for model in models:
         for variable in model.global_variables:
             add(variable, True)
-    for variable in func_graph.variables:
+    # TensorFlow keeps them in a set, in another order in each process.
+    captures = {id(outside): i for i, outside in enumerate(captured.values())}
+    for variable in sorted(
+        func_graph.variables, key=lambda v: captures.get(id(v.handle), len(captures))
+    ):
         add(variable, False)
     return tuple(v for v, _ in seen.values()), tuple(d for _, d in seen.values())
 

@@ -1,5 +1,8 @@
 """``smp.DistributedModel``: a Keras model that is spread over the mp_group."""
 
+import contextvars
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -8,6 +11,32 @@ from smp_tf.errors import SmpError
 from smp_tf.frontend import hooks
 from smp_tf.runtime import session
 from smp_tf.runtime.placement import Placement
+
+_is_showing_all = contextvars.ContextVar("_is_showing_all", default=False)
+"""True while global variables are listed; for the DistributedModels inside of one."""
+
+_ONLY_PART = (
+    "this rank has the values of its own partition only; call it before the first step,"
+    " or use model.variables on each rank"
+)
+
+
+def _refuse(name: str, remedy: str, always: bool) -> Callable[..., Any]:
+    """A method of ``tf.keras.Model`` that would take part of a model for all of it, or
+    that would call the model outside a step."""
+    whole = getattr(tf.keras.Model, name)
+
+    @functools.wraps(whole)
+    def method(self: "DistributedModel", *args: Any, **kwargs: Any) -> Any:
+        is_split = self.placement is not None and session.pp_size() > 1
+        if always or is_split:
+            raise NotImplementedError(
+                f"DistributedModel.{name} does not work yet: model={self.name!r};"
+                f" {remedy}"
+            )
+        return whole(self, *args, **kwargs)
+
+    return method
 
 
 class DistributedModel(tf.keras.Model):
@@ -35,8 +64,31 @@ class DistributedModel(tf.keras.Model):
             )
         return super().__call__(*args, **kwargs)
 
-    # -- placement
-    # -------------------------------------------------------------------------------
+    # --- what does not work yet, and must not seem to
+
+    fit, evaluate, predict, train_on_batch, test_on_batch, predict_on_batch = (
+        _refuse(name, "write a train step with smp.step", always=True)
+        for name in (
+            "fit",
+            "evaluate",
+            "predict",
+            "train_on_batch",
+            "test_on_batch",
+            "predict_on_batch",
+        )
+    )
+    get_weights, set_weights, save, save_weights, load_weights = (
+        _refuse(name, _ONLY_PART, always=False)
+        for name in (
+            "get_weights",
+            "set_weights",
+            "save",
+            "save_weights",
+            "load_weights",
+        )
+    )
+
+    # --- placement
 
     @property
     def placement(self) -> Placement | None:
@@ -51,11 +103,15 @@ class DistributedModel(tf.keras.Model):
     @property
     def global_variables(self) -> list[tf.Variable]:
         """All variables of the model, of all partitions."""
-        return list(super().weights)
+        token = _is_showing_all.set(True)
+        try:
+            return list(super().weights)
+        finally:
+            _is_showing_all.reset(token)
 
     def _local(self, variables: list[tf.Variable]) -> list[tf.Variable]:
         placement = self.placement
-        if placement is None or hooks.is_tracing():
+        if placement is None or hooks.is_tracing() or _is_showing_all.get():
             return variables
         mine = session.pp_rank()
         return [

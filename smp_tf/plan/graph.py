@@ -10,7 +10,7 @@ import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 
 from smp_tf.errors import TraceError
 
@@ -195,8 +195,25 @@ class Graph:
         live = self.needed_by([*map(node_of, self.returns), *self.effects])
         live |= {node_of(tensor) for tensor in self.arguments} | set(self.captures)
         return dataclasses.replace(
-            self, nodes=tuple(node for node in self.nodes if node.name in live)
+            self,
+            nodes=tuple(node for node in self.nodes if node.name in live),
+            losses=tuple(self._live_before(self.losses, live)),
         )
+
+    def _live_before(self, tensors: Iterable[str], live: Set[str]) -> Iterator[str]:
+        """``tensors``, or what they were computed from where they are dead: a loss that
+        is not returned often is, for its gradient does not need its value."""
+        seen: set[str] = set()
+        stack = list(tensors)[::-1]
+        while stack:
+            tensor = stack.pop()
+            if tensor in seen:
+                continue
+            seen.add(tensor)
+            if node_of(tensor) in live:
+                yield tensor
+            else:
+                stack.extend(reversed(self.by_name[node_of(tensor)].inputs))
 
     @functools.cached_property
     def position(self) -> Mapping[str, int]:

@@ -142,8 +142,7 @@ class _Splitter:
         self.level: dict[_Instance, int] = {}
         self.backward_base = 0
 
-    # -- where each node runs
-    # ------------------------------------------------------------------
+    # --- where each node runs
 
     @functools.cached_property
     def wanted(self) -> Mapping[str, tuple[int, ...]]:
@@ -222,8 +221,7 @@ class _Splitter:
         position = self.n - 1 - partition if is_backward else partition
         return lowest + (position - (lowest - base)) % self.n
 
-    # -- segments and cuts
-    # ---------------------------------------------------------------------
+    # --- segments and cuts
 
     def plan(self, seconds: Mapping[str, float]) -> SegmentPlan:
         levels = sorted(set(self.level.values()))

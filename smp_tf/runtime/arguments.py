@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import enum
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,21 +132,19 @@ class _Reader:
         """Take in ``value``; returns how to build it again from microbatch tensors."""
         if hasattr(value, "smp_slice"):
             return self._read_sliced(value, parameter, path)
-        if isinstance(value, dict):
+        if _is_tensor(value) or (isinstance(spec, tf.TensorSpec) and value is not None):
+            return self._read_tensor(value, parameter, path, spec)
+        if isinstance(value, Mapping):
             self.key.append((type(value), tuple(value)))
             builds = {
-                k: self.read(
-                    v, parameter, f"{path}[{k!r}]", None if spec is None else spec[k]
-                )
+                k: self.read(v, parameter, f"{path}[{k!r}]", _part(spec, k, path))
                 for k, v in value.items()
             }
-            return lambda tensors: type(value)(
-                (k, b(tensors)) for k, b in builds.items()
+            return lambda tensors: _with_items(
+                value, {k: build(tensors) for k, build in builds.items()}
             )
         if isinstance(value, (list, tuple, set, frozenset)):
             return self._read_sequence(value, parameter, path, spec)
-        if _is_tensor(value) or (isinstance(spec, tf.TensorSpec) and value is not None):
-            return self._read_tensor(value, parameter, path, spec)
         if isinstance(value, tf.__internal__.CompositeTensor) and not isinstance(
             value, tf.Variable
         ):
@@ -164,7 +162,7 @@ class _Reader:
         kind = type(value)
         self.key.append((kind, len(value)))
         builds = [
-            self.read(v, parameter, f"{path}[{i}]", None if spec is None else spec[i])
+            self.read(v, parameter, f"{path}[{i}]", _part(spec, i, path))
             for i, v in enumerate(value)
         ]
         if hasattr(value, "_fields"):
@@ -172,8 +170,7 @@ class _Reader:
         return lambda tensors: kind(build(tensors) for build in builds)
 
     def _read_tensor(self, value: Any, parameter: str, path: str, spec: Any) -> _Build:
-        dtype = spec.dtype if isinstance(spec, tf.TensorSpec) else None
-        tensor = tf.convert_to_tensor(value, dtype)
+        tensor = _to_tensor(value, path, spec)
         shape = tensor.shape
         if isinstance(spec, tf.TensorSpec):
             if not spec.is_compatible_with(tensor):
@@ -250,6 +247,54 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, (tf.Tensor, np.ndarray, np.generic))
 
 
+def _to_tensor(value: Any, path: str, spec: Any) -> tf.Tensor:
+    if isinstance(value, tf.Tensor) or not isinstance(spec, tf.TensorSpec):
+        return tf.convert_to_tensor(value)
+    try:
+        return tf.convert_to_tensor(value, spec.dtype)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"an argument must match input_signature: argument={path!r}"
+            f" value={value!r} signature={spec}: {error}"
+        ) from None
+
+
+def _part(spec: Any, key: Any, path: str) -> Any:
+    """The signature of one element."""
+    if spec is None:
+        return None
+    try:
+        return spec[key]
+    except (IndexError, KeyError, TypeError):
+        raise TypeError(
+            f"an argument must match input_signature: argument={path!r} has an element"
+            f" {key!r}, signature={spec} has none"
+        ) from None
+
+
+def _with_items(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """A mapping of the kind of ``value``: a defaultdict keeps its factory, say."""
+    if not isinstance(value, MutableMapping):
+        return type(value)(items)  # type: ignore[call-arg]
+    made = copy.copy(value)
+    made.update(items)
+    return made
+
+
+class _Same:
+    """A key that only the same object equals; it keeps the object alive, for another
+    one in its place of memory would be taken for it."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._value is other._value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+
 def _object_parts(piece: Any) -> Any:
     """The attributes of an object, or a plain structure as it is."""
     if _is_tensor(piece) or isinstance(piece, (dict, list, tuple)):
@@ -270,7 +315,7 @@ def _constant_key(value: Any) -> Hashable:
     try:
         hash(value)
     except TypeError:
-        return ("object", id(value))
+        return _Same(value)
     return (type(value), value)
 
 

@@ -127,8 +127,7 @@ class _Emitter:
                 self.last = [_ops().send_flush()]
         return self._outputs()
 
-    # -- instructions
-    # ----------------------------------------------------------------------------
+    # --- instructions
 
     def _call(self, instruction: Instruction) -> None:
         segment = self.inputs.plan.segments[instruction.stage]
@@ -186,8 +185,7 @@ class _Emitter:
             "label": _label(instruction),
         }
 
-    # -- arguments and results
-    # -------------------------------------------------------------------
+    # --- arguments and results
 
     def _feed(self, values: Sequence[tf.Tensor]) -> None:
         """Cut the batch into microbatches (a split along axis 0 copies nothing)."""

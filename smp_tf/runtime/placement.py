@@ -106,7 +106,7 @@ def _warn_ignored() -> None:
 
 # --- hooks that run after partitioning ------------------------------------------------
 
-_waiting: list[Callable[[], Any]] = []
+_waiting: list[tuple[Any, Callable[[], Any]]] = []  # (session, call)
 _partitioned_session: Any = None
 
 
@@ -119,9 +119,10 @@ def register_post_partition_hook(function: _Function) -> _Function:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if _partitioned_session is session.current("register_post_partition_hook"):
+        current = session.current("register_post_partition_hook")
+        if _partitioned_session is current:
             return function(*args, **kwargs)
-        _waiting.append(functools.partial(function, *args, **kwargs))
+        _waiting.append((current, functools.partial(function, *args, **kwargs)))
         return None
 
     return call  # type: ignore[return-value]
@@ -132,5 +133,6 @@ def run_post_partition_hooks() -> None:
     global _partitioned_session
     _partitioned_session = session.current("step")
     waiting, _waiting[:] = list(_waiting), []
-    for function in waiting:
-        function()
+    for waiting_session, function in waiting:
+        if waiting_session is _partitioned_session:
+            function()

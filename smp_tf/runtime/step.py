@@ -96,6 +96,8 @@ class Step:
         tf_function_arguments: Mapping[str, Any],
     ) -> None:
         functools.update_wrapper(self, function)
+        # A functools.partial, or any other callable object, has no name of its own.
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
         self._function = function
         self._signature = inspect.signature(function)
         self._non_split_inputs = non_split_inputs
@@ -127,14 +129,13 @@ class Step:
         """
         return self._build(self._read(args, kwargs)).plan
 
-    # -- arguments
-    # -------------------------------------------------------------------------------
+    # --- arguments
 
     def _check_decorator(self, tf_function_arguments: Mapping[str, Any]) -> None:
         unknown = sorted(set(tf_function_arguments) - set(_TF_FUNCTION_ARGUMENTS))
         if unknown:
             raise ConfigError(
-                f"smp.step does not know {unknown}: step={self._function.__name__};"
+                f"smp.step does not know {unknown}: step={self.__name__};"
                 " known: non_split_inputs, input_split_axes, input_signature,"
                 f" {', '.join(_TF_FUNCTION_ARGUMENTS)}"
             )
@@ -152,12 +153,12 @@ class Step:
             if wrong:
                 raise ConfigError(
                     f"{option} must name parameters of the step:"
-                    f" step={self._function.__name__} unknown={wrong}"
+                    f" step={self.__name__} unknown={wrong}"
                     f" parameters={sorted(known)}"
                 )
 
     def _read(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
-        config = session.current(f"step ({self._function.__name__})").config
+        config = session.current(f"step ({self.__name__})").config
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         rules = SplitRules(
@@ -175,20 +176,17 @@ class Step:
     def _aligned_signature(self, count: int) -> Sequence[Any] | None:
         if self._input_signature is None:
             return None
-        missing = count - len(self._input_signature)
+        has_self = next(iter(self._signature.parameters), "") == "self"
+        missing = count - len(self._input_signature) - has_self
         if missing < 0:
             raise TypeError(
                 "input_signature has more entries than the call has arguments:"
-                f" step={self._function.__name__} entries={len(self._input_signature)}"
+                f" step={self.__name__} entries={len(self._input_signature)}"
                 f" arguments={count}"
             )
-        has_self = next(iter(self._signature.parameters), "") == "self"
-        padding = [None] * missing
-        signature = list(self._input_signature)
-        return padding + signature if has_self else signature + padding
+        return [None] * has_self + list(self._input_signature) + [None] * missing
 
-    # -- building
-    # --------------------------------------------------------------------------------
+    # --- building
 
     def _build(self, arguments: Arguments) -> _Built:
         current = session.current("step")
@@ -207,7 +205,7 @@ class Step:
             autograph=self._autograph,
         )
         first_channel = _channels.first_free(current)
-        require_same_graph(self._function.__name__, trace.graph, first_channel)
+        require_same_graph(self.__name__, trace.graph, first_channel)
         known = placement.known(trace.models)
         handles = [id(variable.handle) for variable in trace.variables]
         plan = plan_step(
