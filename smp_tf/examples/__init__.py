@@ -1,0 +1,1 @@
+"""Scripts on real data, as a user writes them; run with `python -m`."""
