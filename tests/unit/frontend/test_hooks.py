@@ -1,0 +1,265 @@
+"""The private TensorFlow hooks: the self-test, what they record, that they go away."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tensorflow as tf
+from tensorflow.python.eager import backprop, execute, record
+from tensorflow.python.ops import gradients_util
+
+import smp_tf as smp
+from smp_tf.frontend import hooks
+
+PLACES = [
+    (execute, "record_gradient"),
+    (record, "record_operation"),
+    (record, "record_operation_backprop_only"),
+    (gradients_util, "_maybe_colocate_with"),
+    (gradients_util, "_GradientsHelper"),
+    (tf.GradientTape, "gradient"),
+    (tf.keras.layers.Layer, "__call__"),
+]
+
+
+def current() -> list[Any]:
+    return [getattr(owner, name) for owner, name in PLACES]
+
+
+def traced(function: Callable[..., Any], *shapes: list[int]) -> tuple[Any, Any]:
+    """(recorder, nodes by name) of a function traced with all hooks in place."""
+    recorder = hooks.Recorder()
+
+    def body(*tensors: tf.Tensor) -> Any:
+        recorder.graph = tf.compat.v1.get_default_graph()
+        return function(*tensors)
+
+    specs = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
+    with hooks.outside_of_graphs(), hooks.tracing(recorder):
+        graph = hooks.trace_function("test", body, specs)
+    return recorder, {node.name: node for node in graph.as_graph_def().node}
+
+
+def forward_ops(nodes: dict[str, Any], op: str) -> list[str]:
+    """Kinds of operation that the gradient operations of this kind belong to."""
+    found = []
+    for node in nodes.values():
+        forward = hooks.read_attribute(node, hooks.FORWARD)
+        if node.op == op and forward:
+            found.append(nodes[forward].op)
+    return found
+
+
+def test_the_self_test_passes_and_leaves_nothing(monkeypatch: Any) -> None:
+    before = current()
+    monkeypatch.setattr(hooks, "_is_probed", False)
+    hooks.probe()
+    assert hooks._is_probed
+    assert current() == before
+
+
+@pytest.mark.parametrize(
+    "broken, complaint",
+    [
+        (6, "Layer.__call__"),
+        (5, "GradientTape.gradient or tf.gradients"),
+        (4, "GradientTape.gradient or tf.gradients"),
+        (3, "do not know their forward"),
+        (0, "do not know their forward"),
+    ],
+)
+def test_the_self_test_notices_a_hook_that_does_nothing(
+    monkeypatch: Any, broken: int, complaint: str
+) -> None:
+    """As a future TensorFlow that no longer goes through the wrapped place."""
+    places = list(hooks._PLACES)
+    owner, name, _ = places[broken]
+    places[broken] = (owner, name, lambda original: original)
+    monkeypatch.setattr(hooks, "_PLACES", places)
+    monkeypatch.setattr(hooks, "_is_probed", False)
+    with pytest.raises(smp.TraceError) as caught:
+        hooks.probe()
+    assert complaint in str(caught.value)
+    assert f"tensorflow={tf.__version__}" in str(caught.value)
+    assert not hooks._is_probed
+
+
+def test_the_self_test_names_a_place_that_is_gone(monkeypatch: Any) -> None:
+    missing = (tf.GradientTape, "no_such_method", lambda original: original)
+    monkeypatch.setattr(hooks, "_PLACES", (*hooks._PLACES, missing))
+    monkeypatch.setattr(hooks, "_is_probed", False)
+    before = current()
+    with pytest.raises(smp.TraceError, match=f"no_such_method.*{tf.__version__}"):
+        hooks.probe()
+    assert current() == before
+
+
+@pytest.mark.parametrize("error", [None, KeyError("inside")])
+def test_tensorflow_is_restored_after_tracing(error: Exception | None) -> None:
+    before = current()
+    try:
+        with hooks.tracing(hooks.Recorder()):
+            assert hooks.is_tracing()
+            assert all(now is not then for now, then in zip(current(), before))
+            if error is not None:
+                raise error
+    except KeyError as caught:
+        assert caught is error
+    assert not hooks.is_tracing()
+    assert current() == before
+    x = tf.Variable(3.0)
+    with tf.GradientTape() as tape:
+        y = x * x
+    assert float(tape.gradient(y, x)) == 6.0
+    assert backprop._gradient_function.__module__ == backprop.__name__
+
+
+def test_tracing_does_not_nest() -> None:
+    with hooks.tracing(hooks.Recorder()):
+        with pytest.raises(smp.TraceError, match="while another step is traced"):
+            with hooks.tracing(hooks.Recorder()):
+                pytest.fail("entered")
+        assert hooks.is_tracing()
+    assert not hooks.is_tracing()
+
+
+@pytest.mark.parametrize("style", ["tape", "persistent", "graph"])
+def test_gradient_operations_know_their_forward(style: str) -> None:
+    def function(x: tf.Tensor, w: tf.Tensor) -> Any:
+        if style == "graph":
+            y = tf.reduce_sum(tf.tanh(tf.matmul(x, w)))
+            return tf.gradients(y, [x, w])
+        with tf.GradientTape(persistent=style == "persistent") as tape:
+            tape.watch([x, w])
+            y = tf.reduce_sum(tf.tanh(tf.matmul(x, w)))
+        return tape.gradient(y, [x, w])
+
+    recorder, nodes = traced(function, [2, 3], [3, 4])
+    assert forward_ops(nodes, "TanhGrad") == ["Tanh"]
+    assert forward_ops(nodes, "MatMul") == ["MatMul", "MatMul"]
+    marked = [node for node in nodes.values() if hooks.GRADIENT in node.attr]
+    assert {"TanhGrad", "MatMul"} <= {node.op for node in marked}
+    assert not any(node.op == "Tanh" for node in marked)
+    assert [tensor.op.type for tensor in recorder.losses] == ["Sum"]
+    ((sources, results),) = recorder.gradients
+    assert [s.shape for s in sources] == [r.shape for r in results]
+
+
+def test_calls_and_custom_gradients_know_their_forward() -> None:
+    @tf.custom_gradient
+    def clipped(x: tf.Tensor) -> Any:
+        return tf.sinh(x), lambda dy: tf.clip_by_value(dy, -1.0, 1.0)
+
+    @tf.function
+    def called(x: tf.Tensor) -> Any:
+        return tf.cosh(x)
+
+    def function(x: tf.Tensor) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.reduce_sum(called(clipped(x)))
+        return tape.gradient(y, x)
+
+    _, nodes = traced(function, [3])
+    assert set(forward_ops(nodes, "Minimum")) == {"Sinh"} or set(
+        forward_ops(nodes, "Minimum")
+    ) == {"IdentityN"}
+    calls = [n for n in nodes.values() if "PartitionedCall" in n.op]
+    backward = [n for n in calls if hooks.GRADIENT in n.attr]
+    assert len(calls) == 2 and len(backward) == 1
+    assert hooks.read_attribute(backward[0], hooks.FORWARD) in nodes
+    assert forward_ops(nodes, backward[0].op) == [backward[0].op]
+
+
+class Inner(tf.keras.layers.Layer):
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.sin(x)
+
+
+class Outer(tf.keras.layers.Layer):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.inner = Inner(name="inner")
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.cos(self.inner(x)) + tf.tan(x)
+
+
+def test_layers_are_marked_with_their_path() -> None:
+    model, outside = Outer(name="model"), Inner(name="outside")
+    setattr(model, hooks.DISTRIBUTED_MARK, True)
+
+    def function(x: tf.Tensor) -> Any:
+        return tf.exp(outside(model(x)))
+
+    recorder, nodes = traced(function, [3])
+    layer = {n.op: hooks.read_attribute(n, hooks.LAYER) for n in nodes.values()}
+    assert layer["Cos"] == layer["Tan"] == "model"
+    assert layer["Exp"] == ""
+    sines = [n for n in nodes.values() if n.op == "Sin"]
+    assert sorted(hooks.read_attribute(n, hooks.LAYER) for n in sines) == [
+        "",  # a layer outside every DistributedModel
+        "model/inner",
+    ]
+    assert recorder.models == [model]
+    assert recorder.layer_path == ()
+
+
+def test_a_failing_layer_leaves_the_path() -> None:
+    class Failing(tf.keras.layers.Layer):
+        def call(self, x: tf.Tensor) -> tf.Tensor:
+            raise ValueError("broken")
+
+    model, failing = Outer(name="model"), Failing(name="failing")
+    for each in (model, failing):
+        setattr(each, hooks.DISTRIBUTED_MARK, True)
+
+    def function(x: tf.Tensor) -> Any:
+        with pytest.raises(ValueError, match="broken"):
+            failing(x)
+        return model(x)
+
+    _, nodes = traced(function, [3])
+    sine = next(n for n in nodes.values() if n.op == "Sin")
+    assert hooks.read_attribute(sine, hooks.LAYER) == "model/inner"
+
+
+def test_tapes_work_after_leaving_the_graphs() -> None:
+    """tf.init_scope alone stops every tape, and gradients become None in silence."""
+    variable = tf.Variable(2.0)
+    found = []
+
+    @tf.function
+    def function() -> tf.Tensor:
+        with tf.GradientTape() as outer:
+            with hooks.outside_of_graphs():
+                assert tf.executing_eagerly()
+                with tf.GradientTape() as tape:
+                    y = variable**3
+                found.append(tape.gradient(y, variable))
+            z = variable**2
+        return outer.gradient(z, variable)
+
+    assert float(function()) == 4.0
+    assert float(found[0]) == 12.0
+
+
+def test_attributes_are_read_back_and_end_with_their_block() -> None:
+    with tf.Graph().as_default() as graph:
+        with hooks.attributes(**{hooks.LAYER: "a/b", hooks.PARTITION: 3}):
+            inside = tf.constant(1).op
+        outside = tf.constant(2).op
+    assert hooks.read_attribute(inside.node_def, hooks.LAYER) == "a/b"
+    assert inside.node_def.attr[hooks.PARTITION].i == 3
+    assert hooks.read_attribute(outside.node_def, hooks.LAYER) == ""
+    assert graph is not None
+
+
+def test_without_tapes_keeps_a_call_out_of_the_tape() -> None:
+    x = tf.Variable(3.0)
+    with tf.GradientTape() as tape:
+        y = x * 2.0
+        with hooks.without_tapes():
+            z = x * 5.0
+        total = y + z
+    assert float(tape.gradient(total, x)) == 2.0

@@ -1,0 +1,237 @@
+"""Programs: run by a small interpreter, they compute what the uncut step computes."""
+
+import collections
+import random
+
+import pytest
+
+from smp_tf.errors import PartitionError
+from smp_tf.plan.comm import add_messages
+from smp_tf.plan.graph import node_of
+from smp_tf.plan.program import (
+    RECEIVE_AHEAD,
+    Operation,
+    check_state_order,
+    lower_program,
+    num_channels,
+)
+from smp_tf.plan.schedules import build
+from tests.unit.plan.example_graphs import (
+    Builder,
+    analyse,
+    chain,
+    random_step,
+    tied,
+    with_metric,
+)
+
+FIRST_CHANNEL = 100
+
+
+def programs(plan, name="interleaved", microbatches=3, active=3):
+    pipeline = plan.pipeline()
+    schedule = add_messages(build(name, pipeline, microbatches, active), pipeline)
+    return [
+        lower_program(plan, schedule, rank, microbatches, FIRST_CHANNEL)
+        for rank in range(plan.num_partitions)
+    ]
+
+
+# --- the truth: symbolic values of the uncut graph ------------------------------------
+
+
+def value_of(graph, name, given, mb, known):
+    """A node's value as the hash of all that went into it."""
+    if name in given:
+        return given[name]
+    if name not in known:
+        node = graph.by_name[name]
+        if name in graph.captures:
+            known[name] = hash(("capture", name))
+        elif f"{name}:0" in graph.arguments:
+            known[name] = hash(("argument", name, mb))
+        else:
+            known[name] = hash(
+                (
+                    name,
+                    *(
+                        (value_of(graph, node_of(t), given, mb, known), t[-1])
+                        for t in node.inputs
+                    ),
+                )
+            )
+    return known[name]
+
+
+def run(step, plan, all_programs, order):
+    """Interpret the programs of all ranks; returns made[rank][mb][tensor].
+
+    ``order`` shuffles which rank goes on: the result must not depend on it.
+    """
+    graph = step.graph
+    made = [
+        [{} for _ in range(p.num_microbatches)] for p in all_programs
+    ]
+    links, position = {}, [0] * len(all_programs)
+    posted = [set() for _ in all_programs]
+    while True:
+        ready = []
+        for rank, program in enumerate(all_programs):
+            if position[rank] < len(program.instructions):
+                i = program.instructions[position[rank]]
+                is_waiting = i.operation is Operation.WAIT
+                if not is_waiting or i.channel.number in links:
+                    ready.append((rank, i))
+        if not ready:
+            break
+        rank, i = order.choice(ready)
+        position[rank] += 1
+        here = made[rank][i.mb]
+        if i.operation is Operation.POST:
+            assert i.channel.number not in posted[rank]
+            posted[rank].add(i.channel.number)
+        elif i.operation is Operation.SEND:
+            assert i.channel.number not in links, "a channel number is used twice"
+            links[i.channel.number] = (rank, i.channel, here[i.channel.tensor])
+        elif i.operation is Operation.WAIT:
+            assert i.channel.number in posted[rank], "waited for without a post"
+            source, sent, value = links[i.channel.number]
+            assert (source, sent.peer) == (i.channel.peer, rank)
+            assert (sent.tensor, sent.spec) == (i.channel.tensor, i.channel.spec)
+            here[i.channel.tensor] = value
+        else:
+            call(graph, plan.segments[i.stage], rank, here, i.mb)
+    done = [len(p.instructions) for p in all_programs]
+    assert position == done, "the ranks wait for each other"
+    return made
+
+
+def call(graph, segment, rank, here, mb):
+    assert segment.partition == rank
+    given = {node_of(t): here[t] for t in segment.inputs}
+    known, nodes = {}, set(segment.nodes)
+    allowed = nodes | set(segment.captures) | {node_of(t) for t in segment.arguments}
+    for name in segment.nodes:
+        for tensor in graph.by_name[name].inputs:
+            assert node_of(tensor) in given or node_of(tensor) in allowed
+    for tensor in segment.outputs:
+        here[tensor] = value_of(graph, node_of(tensor), given, mb, known)
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("name", ["interleaved", "simple"])
+def test_programs_compute_what_the_uncut_step_computes(seed, name):
+    chance = random.Random(seed)
+    step = analyse(random_step(seed))
+    partitions, microbatches = chance.randint(1, 4), chance.randint(1, 5)
+    chosen = [chance.randrange(partitions) for _ in step.atoms.atoms]
+    plan = step.cut(chosen, partitions)
+    all_programs = programs(plan, name, microbatches, chance.randint(1, 4))
+    made = run(step, plan, all_programs, chance)
+    for tensor, ranks in plan.return_stage.items():
+        for mb in range(microbatches):
+            want = value_of(step.graph, node_of(tensor), {}, mb, {})
+            for rank in ranks:
+                assert made[rank][mb][tensor] == want, (tensor, rank, mb)
+    every = [i for p in all_programs for i in p.instructions if i.channel is not None]
+    ends = collections.Counter((i.channel.number, i.operation) for i in every)
+    assert set(ends.values()) <= {1}
+    numbers = {number for number, _ in ends}
+    assert len(ends) == 3 * len(numbers)  # SEND, POST and WAIT of each
+    first, last = FIRST_CHANNEL, FIRST_CHANNEL + num_channels(plan, microbatches)
+    assert numbers == set(range(first, last))
+
+
+def test_order_of_instructions():
+    """1F1B on two ranks, as text: sends directly after calls, posts before waits."""
+    first, second = programs(analyse(chain(2)).cut([0, 1]), microbatches=2)
+    assert list(map(str, first.instructions)) == [
+        "call stage 0 microbatch 0",
+        "send stage 0 microbatch 0 dense_0/tanh:0",
+        "post stage 2 microbatch 0 grad/dense_1/dx:0",
+        "call stage 0 microbatch 1",
+        "send stage 0 microbatch 1 dense_0/tanh:0",
+        "post stage 2 microbatch 1 grad/dense_1/dx:0",
+        "wait stage 2 microbatch 0 grad/dense_1/dx:0",
+        "call stage 3 microbatch 0",
+        "post stage 1 microbatch 0 loss:0",
+        "post stage 1 microbatch 1 loss:0",
+        "wait stage 2 microbatch 1 grad/dense_1/dx:0",
+        "call stage 3 microbatch 1",
+        "wait stage 1 microbatch 0 loss:0",
+        "wait stage 1 microbatch 1 loss:0",
+    ]
+    calls = [str(i) for i in second.instructions if i.operation is Operation.CALL]
+    assert calls == [
+        f"call stage {stage} microbatch {mb}" for mb in range(2) for stage in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_sends_follow_their_call_and_posts_are_just_ahead(seed):
+    step = analyse(random_step(seed))
+    partitions = min(3, len(step.atoms.atoms))
+    plan = step.cut([i % partitions for i in range(len(step.atoms.atoms))])
+    for program in programs(plan, microbatches=4):
+        last_call, calls, posted_at = None, 0, {}
+        previous = None
+        for i in program.instructions:
+            if i.operation is Operation.CALL:
+                last_call, calls = (i.stage, i.mb), calls + 1
+            elif i.operation is Operation.SEND:
+                assert (i.stage, i.mb) == last_call
+                assert previous in (Operation.CALL, Operation.SEND)
+            elif i.operation is Operation.POST:
+                posted_at[i.channel.number] = calls
+            else:
+                # at most RECEIVE_AHEAD calls between: bounds the buffers
+                assert calls - posted_at[i.channel.number] <= RECEIVE_AHEAD
+            previous = i.operation
+
+
+def test_one_rank_has_calls_only():
+    (program,) = programs(analyse(tied()).cut([0, 0]))
+    assert {i.operation for i in program.instructions} == {Operation.CALL}
+    assert num_channels(analyse(tied()).cut([0, 0]), 3) == 0
+
+
+# --- state ----------------------------------------------------------------------------
+
+
+def counting(uses):
+    """A counter that is not the model's, written by ``uses`` stages of each rank."""
+    b = Builder()
+    total = b.variable("total", (), in_model=False)
+    x = b.argument("x")
+    for i in range(2):
+        x, _ = b.dense(f"d{i}", x, b.variable(f"w{i}"))
+        if i < uses:
+            kwargs = {"outputs": 0, "is_stateful": True}
+            b.op(f"count{i}", "AssignAddVariableOp", total, x, **kwargs)
+            b.effects.append(f"count{i}")
+    b.returns.append(x)
+    return b.build()
+
+
+def test_state_used_in_one_stage_of_each_rank_is_fine():
+    step = analyse(with_metric())
+    check_state_order(step.graph, step.cut([0, 1]), 4)
+    step = analyse(counting(1))
+    check_state_order(step.graph, step.cut([0, 1]), 4)
+
+
+def test_state_used_in_two_stages_of_a_rank_is_refused():
+    """count1 must wait on rank 0 for rank 1: a second stage there."""
+    step = analyse(counting(2))
+    plan = step.cut([0, 1])
+    with pytest.raises(PartitionError) as caught:
+        check_state_order(step.graph, plan, 2)
+    for part in ("variable='total:0'", "partition=0", "'count0'", "'count1'"):
+        assert part in str(caught.value)
+    check_state_order(step.graph, plan, 1)
+    check_state_order(step.graph, step.cut([0, 0]), 4)
+
+
+def test_state_that_is_only_read_is_fine():
+    step = analyse(tied())  # embedding is used in four stages of rank 0
+    check_state_order(step.graph, step.cut([0, 1]), 4)

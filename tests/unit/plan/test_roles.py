@@ -1,0 +1,120 @@
+"""Roles: which nodes are free, read, everywhere, backward."""
+
+import dataclasses
+
+from smp_tf.plan.roles import assign_roles, touched_variables
+from tests.unit.plan.example_graphs import Builder, chain, tied, with_metric
+
+
+def names(graph, *beginnings):
+    return {n.name for n in graph.nodes if n.name.startswith(beginnings)}
+
+
+def test_backward_is_what_differentiation_made_and_what_follows():
+    graph = chain(2)
+    assert assign_roles(graph).backward == names(graph, "grad/")
+    b = Builder()
+    y, saved = b.dense("d", b.argument("x"), b.variable("w"))
+    _, grad = b.mean_loss(y)
+    _, dw = b.dense_backward(saved, grad, needs_input=False)
+    norm = b.op("norm", "L2Loss", dw, shape=())
+    b.op("log", "Print", norm, outputs=0, is_stateful=True)
+    b.op("done", "NoOp", outputs=0, controls=("log",))
+    b.returns.append(b.op("after_loss", "Tanh", "loss:0", shape=()))
+    found = assign_roles(b.build()).backward
+    assert {"norm", "log", "done"} <= found
+    assert "after_loss" not in found and "loss" not in found
+
+
+def test_forward_is_whatever_a_loss_needs_also_with_a_mark():
+    """A gradient penalty, or a While loop that was rewritten for its gradient."""
+    b = Builder()
+    y, saved = b.dense("d", b.argument("x"), b.variable("w"))
+    b.losses.append(b.op("inner", "Mean", y, shape=()))
+    inner = b.backward("grad/inner", "Tile", y, forward="inner:0")
+    dx, _ = b.dense_backward(saved, inner)
+    _, outer = b.mean_loss(dx, "penalty")
+    b.returns.append(b.backward("grad/outer", "Mul", outer, dx))
+    backward = assign_roles(b.build()).backward
+    assert backward == {"grad/penalty", "grad/outer", "grad/d/dw"}
+
+
+def test_without_losses_nothing_is_backward():
+    graph = chain(2)
+    forward = [n for n in graph.nodes if not n.is_gradient]
+    graph = dataclasses.replace(
+        graph, nodes=tuple(forward), losses=(), returns=("loss:0",), gradient_of={}
+    )
+    assert assign_roles(graph).backward == frozenset()
+
+
+def test_reads_of_unwritten_model_variables_and_casts_of_them():
+    b = Builder()
+    b.variable("w")
+    b.variable("metric", (), in_model=False)
+    w = b.read("read", "w/handle:0")
+    half = b.op("half", "Cast", w, dtype="float16")
+    same = b.op("same", "Identity", half, dtype="float16")
+    used = b.op("used", "Tanh", same, dtype="float16")
+    cast = b.op("cast", "Cast", used)
+    b.read("other", "metric/handle:0", ())
+    b.returns += [used, cast]
+    roles = assign_roles(b.build())
+    assert roles.variable_of_read == {"read": 0, "half": 0, "same": 0}
+    assert not roles.is_placed("half") and roles.is_placed("used")
+
+
+def test_a_variable_that_the_step_writes_is_not_read_again():
+    """BatchNorm's moving average: a second read could see another value."""
+    b = Builder()
+    b.variable("mean")
+    w = b.read("read", "mean/handle:0")
+    b.op("write", "AssignVariableOp", "mean/handle:0", w, outputs=0, is_stateful=True)
+    b.effects.append("write")
+    roles = assign_roles(b.build())
+    assert not roles.variable_of_read
+    assert roles.is_placed("read") and roles.is_placed("write")
+
+
+def test_a_returned_read_has_a_place():
+    b = Builder()
+    b.variable("w")
+    b.returns.append(b.read("read", "w/handle:0"))
+    assert assign_roles(b.build()).is_placed("read")
+
+
+def test_free_nodes_are_constants_and_shapes_of_arguments():
+    b = Builder()
+    x = b.argument("x")
+    one = b.op("one", "Const", shape=())
+    two = b.op("two", "Add", one, one, shape=())
+    shape = b.op("shape", "Shape", x, shape=(2,), dtype="int32")
+    rows = b.op("rows", "StridedSlice", shape, one, shape=(), dtype="int32")
+    y = b.op("y", "Mul", x, two)
+    deep = b.op("deep", "Shape", y, shape=(2,), dtype="int32")
+    b.op("random", "RandomUniform", shape, is_stateful=True)
+    ordered = b.op("ordered", "Const", shape=(), controls=("y",))
+    returned = b.op("returned", "Const", shape=())
+    b.returns += [deep, ordered, returned, rows]
+    b.captures.append(b.op("capture", "Placeholder").rpartition(":")[0])
+    roles = assign_roles(b.build())
+    assert roles.free == {"x", "one", "two", "shape", "capture"}
+    for name in ("y", "deep", "random", "ordered", "returned", "rows"):
+        assert roles.is_placed(name), name
+
+
+def test_effects_on_what_is_no_models_run_everywhere():
+    graph = with_metric()
+    roles = assign_roles(graph)
+    assert roles.everywhere == {"metric/add"}
+    add = graph.by_name["metric/add"]
+    assert touched_variables(graph, add) == [2]
+    owned = dataclasses.replace(graph.variables[2], in_model=True)
+    in_model = dataclasses.replace(graph, variables=(*graph.variables[:2], owned))
+    assert assign_roles(in_model).everywhere == frozenset()
+
+
+def test_a_tied_weight_has_two_reads():
+    assert assign_roles(tied()).variable_of_read == {
+        "embed/read": 0, "head/read": 0, "dense/read": 1,
+    }  # fmt: skip
