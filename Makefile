@@ -45,6 +45,7 @@ lint: setup
 bench: setup
 	@$(BIN)/python benchmarks/send_recv.py
 	@$(BIN)/python benchmarks/step_overhead.py
+	@$(BIN)/python benchmarks/trace_time.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache smp_tf/transport/*.so

@@ -70,6 +70,7 @@ _PUBLIC = {
         "tp_rank",
         "tp_size",
     ),
+    "smp_tf.frontend.variables": ("delay_param_initialization",),
     "smp_tf.runtime.placement": ("partition", "register_post_partition_hook"),
     "smp_tf.report.partition_table": ("partition_table",),
     "smp_tf.runtime.step": ("step",),
@@ -129,6 +130,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
         TraceError,
         TransportError,
     )
+    from smp_tf.frontend.variables import delay_param_initialization  # noqa: F401
     from smp_tf.keras.model import DistributedModel  # noqa: F401
     from smp_tf.runtime.placement import partition  # noqa: F401
     from smp_tf.runtime.step import step  # noqa: F401

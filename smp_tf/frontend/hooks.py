@@ -20,19 +20,28 @@ wrappers are in place only inside ``tracing``; outside, TensorFlow is untouched.
 
 import contextlib
 import dataclasses
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 from tensorflow.core.function.polymorphism import function_type as function_type_lib
+from tensorflow.core.protobuf import config_pb2
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.autograph.core import ag_ctx
-from tensorflow.python.eager import backprop, execute, record
-from tensorflow.python.eager.polymorphic_function import concrete_function
+from tensorflow.python.eager import backprop, context, execute, record
+from tensorflow.python.eager.polymorphic_function import (
+    concrete_function,
+    function_type_utils,
+    polymorphic_function,
+)
 from tensorflow.python.framework import func_graph as func_graph_lib
-from tensorflow.python.framework import ops
-from tensorflow.python.ops import gradients_util
+from tensorflow.python.framework import ops, random_seed
+from tensorflow.python.ops import gradients_util, resource_variable_ops
+from tensorflow.python.trackable import base as trackable
+from tf_keras.src import backend as keras_backend
 
 from smp_tf.errors import TraceError
 
@@ -235,6 +244,34 @@ def _layer_call(original: Callable[..., Any]) -> Callable[..., Any]:
     return layer_call
 
 
+_LIBRARIES = ("tensorflow", "tf_keras", "keras")
+
+
+def _function_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A user's tf.function inside the model is traced into the step's own graph, so
+    that it can be cut inside; as one call operation it would be one atom."""
+
+    def call(function, *args, **kwargs):
+        recorder = _current()
+        if recorder is None or not recorder.layer_path or not _is_open(function):
+            return original(function, *args, **kwargs)
+        bound = function_type_utils.canonicalize_function_inputs(
+            args, kwargs, function.function_type, function._default_values
+        )
+        body = function.python_function
+        body = with_autograph(body) if function._autograph else body
+        return body(*bound.args, **bound.kwargs)
+
+    return unconverted(call)
+
+
+def _is_open(function: Any) -> bool:
+    """True if it is all the same whether the function is called or written out."""
+    module = getattr(function.python_function, "__module__", None) or ""
+    is_library = module.partition(".")[0] in _LIBRARIES
+    return not (is_library or function._jit_compile or function._attributes)
+
+
 _PLACES: Sequence[tuple[Any, str, Callable[[Any], Any]]] = (
     (execute, "record_gradient", _record_gradient),
     (record, "record_operation", _record_operation),
@@ -243,6 +280,7 @@ _PLACES: Sequence[tuple[Any, str, Callable[[Any], Any]]] = (
     (gradients_util, "_GradientsHelper", _graph_gradients),
     (tf.GradientTape, "gradient", _tape_gradient),
     (tf.keras.layers.Layer, "__call__", _layer_call),
+    (polymorphic_function.Function, "__call__", _function_call),
 )
 
 
@@ -333,6 +371,162 @@ def concrete(graph: func_graph_lib.FuncGraph, **attrs: Any) -> Any:
         graph.function_captures.capture_types,
     )
     return concrete_function.ConcreteFunction.from_func_graph(graph, signature, attrs)
+
+
+# --- variables whose initializer runs later -------------------------------------------
+
+UninitializedVariable = resource_variable_ops.UninitializedVariable
+ResourceVariable = resource_variable_ops.ResourceVariable
+CheckpointInitialValueCallable = trackable.CheckpointInitialValueCallable
+
+INITIAL_VALUE = "smp_initial_value"  # name of the graph of an initializer
+
+# Graphs that Keras traces for shapes only, by the end of their names.
+_SCRATCH_GRAPHS = ("_scratch_graph", "keras_graph", "build_graph")
+
+
+def is_read_later() -> bool:
+    """True where reading a variable only writes a node: in the step's own graph, which
+    runs after partitioning, and in Keras's scratch graphs, which never run."""
+    graph = ops.get_default_graph()  # tf.init_scope keeps it
+    while isinstance(graph, func_graph_lib.FuncGraph) and not tf.executing_eagerly():
+        if graph.name == INITIAL_VALUE:
+            return False
+        if _active is not None and graph is _active.graph:
+            return True
+        if graph.name.endswith(_SCRATCH_GRAPHS):
+            return True
+        graph = graph.outer_graph
+    return False
+
+
+def variable_of(handle: Any) -> Any:
+    """The variable object that a resource handle was made for, None if unknown."""
+    parent = getattr(handle, "_parent_trackable", None)
+    return None if parent is None else parent()
+
+
+def assign_raw(variable: Any, value: Any) -> None:
+    """Set the resource to any value, of any shape."""
+    with tf.device(variable.handle.device):
+        tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
+
+
+class ExplicitSeedError(Exception):
+    """An operation with state and its own seed: each run gives other numbers."""
+
+
+@contextlib.contextmanager
+def eager_seeds() -> Iterator[list[tuple[int, int]]]:
+    """Let random operations of the graph traced inside have the seeds that they would
+    draw when run eagerly here; yields the list of them.
+
+    Raises:
+        ExplicitSeedError: from the operation, inside.
+    """
+    original = random_seed.get_seed
+    outer = ops.get_default_graph()
+    drawn: list[tuple[int, int]] = []
+
+    def get_seed(op_seed: int | None) -> Any:
+        here = ops.get_default_graph()
+        if here is outer or getattr(here, "outer_graph", None) is not outer:
+            return original(op_seed)
+        if op_seed is not None:
+            raise ExplicitSeedError(op_seed)
+        with tf.init_scope():
+            seeds = original(None)
+        drawn.append((seeds[0] or 0, seeds[1] or 0))
+        return seeds
+
+    random_seed.get_seed = get_seed
+    try:
+        yield drawn
+    finally:
+        random_seed.get_seed = original
+
+
+class RandomState:
+    """The state of every generator that initializers draw seeds or numbers from."""
+
+    def __init__(self) -> None:
+        self._eager = getattr(context.context(), "_rng", None)  # once seeded
+        self._keras = getattr(keras_backend._SEED_GENERATOR, "generator", None)
+        self._eager_state = self._eager.getstate() if self._eager else None
+        self._keras_state = self._keras.getstate() if self._keras else None
+        self._python_state = random.getstate()
+        self._numpy_state = np.random.get_state()
+
+    def restore(self) -> None:
+        if self._eager:
+            self._eager.setstate(self._eager_state)
+        if self._keras:
+            self._keras.setstate(self._keras_state)
+        random.setstate(self._python_state)
+        np.random.set_state(self._numpy_state)
+
+    def is_keras_state_of(self, other: "RandomState") -> bool:
+        return self._keras_state == other._keras_state
+
+    def restore_keras(self) -> None:
+        if self._keras:
+            self._keras.setstate(self._keras_state)
+
+
+def run_as_written(graph: func_graph_lib.FuncGraph) -> tf.Tensor:
+    """Run a graph of one output without any rewriting: bit for bit as eagerly."""
+    options = config_pb2.ConfigProto()
+    options.graph_options.rewrite_options.disable_meta_optimizer = True
+    options.graph_options.optimizer_options.opt_level = (
+        config_pb2.OptimizerOptions.Level.L0
+    )
+    current = context.context()
+    kept = current.function_call_options
+    current.function_call_options = context.FunctionCallOptions(
+        kept.executor_type, options
+    )
+    try:
+        return concrete(graph)()
+    finally:
+        current.function_call_options = kept
+
+
+class Calls:
+    """Calls of one ConcreteFunction in one graph.
+
+    TensorFlow checks and wraps each input of each call, and infers shapes through the
+    whole function again. The second call and those after it repeat the operation and
+    the shapes of the first, so that they cost the same whatever is in the function.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._first: tf.Operation | None = None
+        self._attributes: dict[str, Any] = {}
+
+    def __call__(self, *inputs: tf.Tensor) -> list[tf.Tensor]:
+        if self._first is None:
+            outputs: list[tf.Tensor] = list(self._function(*inputs))
+            # Types inside a variant or a resource are not part of the operation.
+            if not any(t.dtype in (tf.variant, tf.resource) for t in outputs):
+                self._first = outputs[0].op
+                self._attributes = {
+                    **self._first.node_def.attr,
+                    "_disable_call_shape_inference": attr_value_pb2.AttrValue(b=True),
+                }
+            return outputs
+        first = self._first
+        operation = first.graph._create_op_internal(
+            first.type,
+            [*inputs, *first.inputs[len(inputs):]],  # the rest are captures
+            [output.dtype for output in first.outputs],
+            name=first.name,
+            attrs=self._attributes,
+            op_def=first.op_def,
+        )
+        for output, like in zip(operation.outputs, first.outputs, strict=True):
+            output.set_shape(like.shape)
+        return list(operation.outputs)
 
 
 # --- self-test ------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """What a step returns: which leaf is a tensor, which the gradient of a variable."""
 
+import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -46,7 +47,19 @@ def describe_returns(
     gradients = _gradient_tensors(recorder)
     flat: list[tf.Tensor] = []
 
-    def describe(value: Any) -> Leaf:
+    def describe(value: Any) -> Any:
+        # Not tf.nest, which sorts the keys of a dict: names of variables, say, sort
+        # otherwise on a rank where "dense_9" is called "dense_10".
+        if isinstance(value, Mapping):
+            return with_items(value, {k: describe(v) for k, v in value.items()})
+        if is_pair(value):
+            gradient, variable = value
+            found = _variable_of(gradient, gradients, recorder)
+            if gradient is None or found is variable:
+                leaf = dataclasses.replace(describe(gradient), variable=variable)
+                return leaf, Leaf(value=variable, variable=variable)
+        if isinstance(value, (list, tuple)):
+            return _with_children(value, [describe(child) for child in value])
         if isinstance(value, tf.Variable):
             value = tf.convert_to_tensor(value)
         if not tf.is_tensor(value):
@@ -60,8 +73,32 @@ def describe_returns(
             variable=_variable_of(value, gradients, recorder),
         )
 
-    structure = tf.nest.map_structure(describe, result)
-    return Returns(_place_missing_gradients(structure, recorder)), flat
+    return Returns(_place_missing_gradients(describe(result), recorder)), flat
+
+
+def is_pair(value: Any) -> bool:
+    """True for what ``optimizer.compute_gradients`` lists: (gradient, variable)."""
+    if type(value) is not tuple or len(value) != 2:
+        return False
+    gradient, variable = value
+    if not isinstance(variable, tf.Variable) or isinstance(gradient, tf.Variable):
+        return False
+    return gradient is None or tf.is_tensor(gradient)
+
+
+def with_items(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """A mapping of the same kind: a defaultdict keeps its factory, say."""
+    if not isinstance(mapping, MutableMapping):
+        return type(mapping)(items)  # type: ignore[call-arg]
+    made = copy.copy(mapping)
+    made.update(items)
+    return made
+
+
+def _with_children(sequence: Any, children: list[Any]) -> Any:
+    """A list, tuple or named tuple of the same kind."""
+    kind = type(sequence)
+    return kind(*children) if hasattr(sequence, "_fields") else kind(children)
 
 
 def _gradient_tensors(recorder: Recorder) -> dict[str, tf.Variable]:
@@ -83,7 +120,7 @@ def _variable_of(
     returned: the recorded gradient that is the fewest operations away wins, when there
     is only one and it has the variable's shape (a norm over all gradients has neither).
     """
-    if not gradients:
+    if not gradients or value is None:
         return None
     losses = {tensor.name for tensor in recorder.losses}
     shape = getattr(value, "shape", None)
@@ -113,12 +150,10 @@ def _place_missing_gradients(structure: Any, recorder: Recorder) -> Any:
     A returned list is taken for the result of a gradient call when it is as long as the
     call's sources and no leaf contradicts.
     """
-    if isinstance(structure, dict):
-        return type(structure)(
-            {
-                key: _place_missing_gradients(value, recorder)
-                for key, value in structure.items()
-            }
+    if isinstance(structure, Mapping):
+        items = structure.items()
+        return with_items(
+            structure, {k: _place_missing_gradients(v, recorder) for k, v in items}
         )
     if not isinstance(structure, (list, tuple)):
         return structure
@@ -126,20 +161,23 @@ def _place_missing_gradients(structure: Any, recorder: Recorder) -> Any:
     sources = _matching_sources(children, recorder)
     if sources is not None:
         children = [
-            dataclasses.replace(leaf, variable=source)
+            dataclasses.replace(leaf, variable=source) if _is_variable(source) else leaf
             for leaf, source in zip(children, sources, strict=True)
         ]
-    if hasattr(structure, "_fields"):
-        return type(structure)(*children)
-    return type(structure)(children)
+    return _with_children(structure, children)
+
+
+def _is_variable(value: Any) -> bool:
+    return isinstance(value, tf.Variable)
 
 
 def _matching_sources(children: Sequence[Any], recorder: Recorder) -> list[Any] | None:
     if not all(isinstance(child, Leaf) for child in children):
         return None
-    if not any(leaf.variable is not None for leaf in children):
-        return None
-    for sources, _ in recorder.gradients:
+    is_known = any(leaf.variable is not None for leaf in children)
+    for sources, results in recorder.gradients:
+        if not is_known and any(result is not None for result in results):
+            continue
         if len(sources) == len(children) and all(
             leaf.variable is source if leaf.components else leaf.value is None
             for leaf, source in zip(children, sources, strict=True)

@@ -1,7 +1,6 @@
 """Trace a step function for one microbatch and describe it as a ``plan.Graph``."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,10 @@ from smp_tf.plan.graph import (
 # is computed together: seeds (each random operation runs on one rank), and our own
 # marks.
 _NOT_COMPARED = {"seed", "seed2", "_class", *hooks.ATTRIBUTES}
+
+# They name what they found wrong; automatic names differ where a script builds one more
+# model on one rank.
+_TEXT_READERS = {"Assert", "PrintV2", "StringFormat"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +150,11 @@ def _describe(
     returns: Returns,
 ) -> Graph:
     operations = func_graph.get_operations()
-    defs = {node_def.name: node_def for node_def in func_graph.as_graph_def().node}
-    nodes = [_node(operation, defs[operation.name]) for operation in operations]
+    graph_def = func_graph.as_graph_def()
+    defs = {node_def.name: node_def for node_def in graph_def.node}
+    digests = _Digests(graph_def)
+    nodes = [_node(each, defs[each.name], digests) for each in operations]
+    must_run = {operation.name for operation in func_graph.control_outputs}
     index = {id(variable.handle): i for i, variable in enumerate(variables)}
     gradient_of = {}
     for sources, results in recorder.gradients:
@@ -175,12 +181,12 @@ def _describe(
         returns=tuple(t.name for t in func_graph.outputs),
         gradient_of=gradient_of,
         effects=tuple(
-            op.name for op in func_graph.control_outputs if op.type != "NoOp"
+            op.name for op in operations if op.name in must_run and op.type != "NoOp"
         ),
     ).without_dead_nodes()
 
 
-def _node(operation: tf.Operation, node_def: Any) -> Node:
+def _node(operation: tf.Operation, node_def: Any, digests: "_Digests") -> Node:
     pin = node_def.attr[hooks.PARTITION].i if hooks.PARTITION in node_def.attr else None
     return Node(
         name=operation.name,
@@ -195,30 +201,64 @@ def _node(operation: tf.Operation, node_def: Any) -> Node:
         forward=hooks.read_attribute(node_def, hooks.FORWARD),
         is_gradient=hooks.GRADIENT in node_def.attr,
         pin=pin,
-        digest=_digest(node_def),
+        digest=digests.of_node(node_def),
     )
 
 
-def _digest(node_def: Any) -> str:
-    """Hash of a NodeDef's attributes, the same in every process.
+class _Digests:
+    """Hashes of operations, the same in every process.
 
-    Names of library functions end in a process-local number, which is left out.
+    Library functions (loop bodies, branches, Keras RNNs) count by their content, for
+    their names hold process-local numbers. So do the texts of assertions and prints.
     """
-    parts = []
-    for key in sorted(node_def.attr):
-        if key in _NOT_COMPARED:
-            continue
-        value = node_def.attr[key]
-        if value.HasField("func"):
-            parts.append(f"{key}={re.sub(r'_[0-9]+$', '', value.func.name)}")
-        elif not key.startswith("_"):
-            parts.append(f"{key}={value.SerializeToString(deterministic=True)!r}")
-    return short_hash("\n".join(parts))
+
+    def __init__(self, graph_def: Any) -> None:
+        self._library = {f.signature.name: f for f in graph_def.library.function}
+        self._known: dict[str, str] = {}
+        bodies = [graph_def.node, *(f.node_def for f in graph_def.library.function)]
+        self._texts = {
+            name.partition(":")[0]
+            for body in bodies
+            for node in body
+            if node.op in _TEXT_READERS
+            for name in node.input
+        }
+
+    def of_node(self, node_def: Any) -> str:
+        """Hash of a NodeDef's attributes."""
+        parts = []
+        for key in sorted(node_def.attr):
+            value = node_def.attr[key]
+            called = [value.func] if value.HasField("func") else value.list.func
+            if key in _NOT_COMPARED:
+                continue
+            if key == "value" and self._is_text(node_def):
+                continue
+            if called:
+                parts.append(f"{key}={[self._of_function(f.name) for f in called]}")
+            elif not key.startswith("_"):
+                parts.append(f"{key}={value.SerializeToString(deterministic=True)!r}")
+        return short_hash("\n".join(parts))
+
+    def _is_text(self, node_def: Any) -> bool:
+        is_string = node_def.attr["dtype"].type == tf.string.as_datatype_enum
+        return is_string and node_def.name in self._texts
+
+    def _of_function(self, name: str) -> str:
+        if name not in self._known:
+            self._known[name] = ""  # for a function that calls itself
+            nodes = self._library[name].node_def if name in self._library else ()
+            content = [f"{node.op} {self.of_node(node)}" for node in nodes]
+            self._known[name] = short_hash("\n".join(content))
+        return self._known[name]
 
 
 def _check_depends_on_model(step: str, graph: Graph) -> None:
-    needed = graph.ancestors(graph.returns)
-    if not any(graph.by_name[name].layer for name in needed):
+    # Data only: TensorFlow lets every returned value wait for all stateful operations.
+    # Gradients count, for that of a linear model does not need the model's output.
+    needed = graph.ancestors(graph.returns, with_controls=False)
+    nodes = map(graph.by_name.__getitem__, needed)
+    if not any(node.layer or node.is_gradient for node in nodes):
         raise TraceError(
             "the result of a step must depend on the output of a DistributedModel:"
             f" step={step} returns values that do not; return a loss, predictions or"

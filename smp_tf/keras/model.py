@@ -1,14 +1,15 @@
 """``smp.DistributedModel``: a Keras model that is spread over the mp_group."""
 
+import contextlib
 import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
 from smp_tf.errors import SmpError
-from smp_tf.frontend import hooks
+from smp_tf.frontend import hooks, variables
 from smp_tf.runtime import session
 from smp_tf.runtime.placement import Placement
 
@@ -32,11 +33,22 @@ def _refuse(name: str, remedy: str, always: bool) -> Callable[..., Any]:
         if always or is_split:
             raise NotImplementedError(
                 f"DistributedModel.{name} does not work yet: model={self.name!r};"
-                f" {remedy}"
+                f" {remedy}{'' if always else self._first_elsewhere()}"
             )
         return whole(self, *args, **kwargs)
 
     return method
+
+
+def _deferring_variables(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``__init__`` and ``build`` of a model: the variables they create wait."""
+
+    @functools.wraps(function)
+    def method(self: "DistributedModel", *args: Any, **kwargs: Any) -> Any:
+        with self._deferring():
+            return function(self, *args, **kwargs)
+
+    return tf.__internal__.decorator.make_decorator(function, method)
 
 
 class DistributedModel(tf.keras.Model):
@@ -47,12 +59,37 @@ class DistributedModel(tf.keras.Model):
     this rank's partition, in the order of the whole model; while a step is traced they
     are all of them, so that every rank traces the same graph. ``global_variables`` are
     always all of them.
+
+    Variables take no memory before that, and then only on the rank that owns them; see
+    ``smp.delay_param_initialization``. Reading one of another partition raises.
     """
 
+    _smp_placement: Placement | None = None
+    _smp_is_deferring: bool | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("__init__", "build"):
+            if name in cls.__dict__:
+                setattr(cls, name, _deferring_variables(cls.__dict__[name]))
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Set past Keras, which would track it as part of the model.
-        object.__setattr__(self, "_smp_placement", None)
-        super().__init__(*args, **kwargs)
+        with self._deferring():
+            super().__init__(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _deferring(self) -> Iterator[None]:
+        """Variables made inside are deferred, unless it was switched off around this or
+        when the model was made."""
+        with variables.deferring(self._smp_is_deferring is not False) as enabled:
+            if self._smp_is_deferring is None:
+                # Set past Keras, which would track it as part of the model.
+                object.__setattr__(self, "_smp_is_deferring", enabled)
+            yield
+
+    def build(self, input_shape: Any) -> None:
+        with self._deferring():
+            super().build(input_shape)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         session.current(f"DistributedModel ({self.name})")
@@ -62,7 +99,8 @@ class DistributedModel(tf.keras.Model):
                 " smp.step, where its partitions run in a pipeline:"
                 f" model={self.name!r}"
             )
-        return super().__call__(*args, **kwargs)
+        with self._deferring():
+            return super().__call__(*args, **kwargs)
 
     # --- what does not work yet, and must not seem to
 
@@ -93,7 +131,7 @@ class DistributedModel(tf.keras.Model):
     @property
     def placement(self) -> Placement | None:
         """Where the variables are; None before the first step is built."""
-        found: Placement | None = self._smp_placement
+        found = self._smp_placement
         return found if found is not None and found.is_current() else None
 
     def place(self, placement: Placement) -> None:
@@ -109,14 +147,22 @@ class DistributedModel(tf.keras.Model):
         finally:
             _is_showing_all.reset(token)
 
-    def _local(self, variables: list[tf.Variable]) -> list[tf.Variable]:
+    def _first_elsewhere(self) -> str:
+        """For an error's text."""
+        for variable in self.global_variables:
+            owner = variables.owner_elsewhere(variable)
+            if owner is not None:
+                return f"; variable={variable.name!r} is on partition={owner}"
+        return ""
+
+    def _local(self, every: list[tf.Variable]) -> list[tf.Variable]:
         placement = self.placement
         if placement is None or hooks.is_tracing() or _is_showing_all.get():
-            return variables
+            return every
         mine = session.pp_rank()
         return [
             variable
-            for variable in variables
+            for variable in every
             if placement.owner.get(id(variable.handle), mine) == mine
         ]
 
@@ -134,3 +180,5 @@ class DistributedModel(tf.keras.Model):
 
 
 setattr(DistributedModel, hooks.DISTRIBUTED_MARK, True)
+# Keras calls no ``build`` with this mark by itself: it would call the model.
+setattr(DistributedModel.build, "_is_default", True)

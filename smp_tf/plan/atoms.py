@@ -7,7 +7,7 @@ ranks, are one atom: so tied weights stay together by construction.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 from smp_tf.errors import PartitionError
 from smp_tf.plan.graph import Graph, Node, node_of
@@ -131,6 +131,9 @@ class _Groups:
         self._parent.append(len(self._parent))
         return len(self._parent) - 1
 
+    def __len__(self) -> int:
+        return len(self._parent)
+
     def root(self, group: int) -> int:
         while self._parent[group] != group:
             self._parent[group] = self._parent[self._parent[group]]
@@ -169,16 +172,32 @@ def _layer_groups(graph: Graph, roles: Roles) -> _Groups:
 
 def _join_shared(graph: Graph, roles: Roles, groups: _Groups) -> None:
     first_user: dict[int, int] = {}
+    users: list[str] = []
     for node in graph.nodes:
         group = groups.group_of.get(node.name)
         if group is None:
             continue
         for index in _used_variables(graph, roles, node):
             groups.join(group, first_user.setdefault(index, group))
+            users.append(node.name)
         for tensor in node.inputs:
             source = groups.group_of.get(node_of(tensor))
             if source is not None and not graph.spec(tensor).can_cross:
                 groups.join(group, source)
+    _join_repeated(groups, {groups.group_of[name] for name in users})
+
+
+def _join_repeated(groups: _Groups, owning: Set[int]) -> None:
+    """What has no variables follows the repeated layer before it.
+
+    A block that is used again comes back to the partition of its weights. Its sums and
+    activations would else stay behind, as atoms of their own at the end of the model,
+    and each use of the block would go to and fro between the two partitions.
+    """
+    for group in range(1, len(groups)):
+        is_repeated = groups.root(group - 1) < group - 1
+        if is_repeated and group not in owning and groups.root(group) == group:
+            groups.join(group - 1, group)
 
 
 def _atoms(

@@ -166,6 +166,13 @@ def _check_order(schedule: Schedule, pipeline: Pipeline, rank: int) -> None:
                     (rank, step),
                 )
             next_mb[action.stage] += 1
+            for other in pipeline.stages[action.stage].after:
+                if next_mb[other] < action.mb:
+                    raise schedule.error(
+                        f"{action} before stage {other} is done with the microbatch "
+                        "before it; both use a variable that the step writes",
+                        (rank, step),
+                    )
         for need in _reads_here(action, pipeline, schedule.has_messages):
             if (need, action.mb) not in here:
                 source = pipeline.stages[need]

@@ -172,11 +172,15 @@ class Graph:
         for tensor in node.inputs:
             yield self.by_name[node_of(tensor)]
 
-    def ancestors(self, tensors: Iterable[str]) -> frozenset[str]:
+    def ancestors(
+        self, tensors: Iterable[str], *, with_controls: bool = True
+    ) -> frozenset[str]:
         """Names of the nodes that ``tensors`` need, over data and control edges."""
-        return self.needed_by(node_of(tensor) for tensor in tensors)
+        return self.needed_by(map(node_of, tensors), with_controls=with_controls)
 
-    def needed_by(self, names: Iterable[str]) -> frozenset[str]:
+    def needed_by(
+        self, names: Iterable[str], *, with_controls: bool = True
+    ) -> frozenset[str]:
         """``names`` and all nodes they need, over data and control edges."""
         found: set[str] = set()
         stack = list(names)
@@ -187,7 +191,8 @@ class Graph:
             found.add(name)
             node = self.by_name[name]
             stack.extend(node_of(tensor) for tensor in node.inputs)
-            stack.extend(node.controls)
+            if with_controls:
+                stack.extend(node.controls)
         return frozenset(found)
 
     def without_dead_nodes(self) -> "Graph":

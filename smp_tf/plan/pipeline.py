@@ -78,12 +78,15 @@ class Stage:
         needs: stages whose outputs it reads for the same microbatch, with the
             forward stages of its own rank whose activations it reads.
         seconds: estimated time for one microbatch; only ratios matter.
+        after: stages of its rank that must be done with the microbatch before, for
+            they change a variable that it uses.
     """
 
     kind: Kind
     rank: int
     needs: tuple[int, ...] = ()
     seconds: float = 1.0
+    after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, order=True)
@@ -139,6 +142,13 @@ class Pipeline:
                 f"stage {index}: seconds must be finite and not negative; "
                 f"seconds={stage.seconds}"
             )
+        for other in stage.after:
+            known = 0 <= other < len(self.stages)
+            if not known or self.stages[other].rank != stage.rank:
+                raise ScheduleError(
+                    f"stage {index}: a stage may only come after stages of its rank; "
+                    f"after={other}"
+                )
         for need in stage.needs:
             if not 0 <= need < index:
                 raise ScheduleError(

@@ -12,10 +12,8 @@ import dataclasses
 import enum
 from collections.abc import Sequence
 
-from smp_tf.errors import PartitionError
 from smp_tf.plan.action import Action, Schedule
-from smp_tf.plan.graph import Graph, TensorSpec
-from smp_tf.plan.roles import touched_variables
+from smp_tf.plan.graph import TensorSpec
 from smp_tf.plan.segment import SegmentPlan
 
 RECEIVE_AHEAD = 1
@@ -144,38 +142,3 @@ def _in_order(
         ordered += [i for i in here if i.operation is Operation.WAIT]
         ordered += calls[k : k + 1]
     return ordered
-
-
-def check_state_order(graph: Graph, plan: SegmentPlan, num_microbatches: int) -> None:
-    """Refuse steps whose state would depend on the schedule.
-
-    Microbatches overtake each other between stages, never within one. A variable that
-    is written in the step must therefore be used in one stage of a rank only.
-
-    Raises:
-        PartitionError: names the variable and the operations.
-    """
-    if num_microbatches == 1:
-        return
-    written: dict[int, str] = {}
-    users: dict[tuple[int, int], dict[int, str]] = (
-        {}
-    )  # (variable, partition) -> stage -> node
-    for segment in plan.segments:
-        for name in segment.nodes:
-            node = graph.by_name[name]
-            for index in touched_variables(graph, node):
-                users.setdefault((index, segment.partition), {}).setdefault(
-                    segment.stage, name
-                )
-                if node.is_stateful and node.op.startswith("Assign"):
-                    written[index] = name
-    for (index, partition), by_stage in users.items():
-        if index in written and len(by_stage) > 1:
-            raise PartitionError(
-                "a variable that a step writes must be used in one stage of a rank"
-                " only, or its value would depend on the order of the microbatches:"
-                f" variable={graph.variables[index].name!r} partition={partition}"
-                f" operations={list(by_stage.values())}; use microbatches=1, or move"
-                " the uses together"
-            )

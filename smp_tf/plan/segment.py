@@ -36,7 +36,9 @@ class Segment:
         captures: placeholder nodes it reads.
         inputs: tensors from other segments.
         outputs: tensors that other segments read or the step returns.
-        needs: stages that make ``inputs``.
+        needs: stages that make ``inputs``, or write a variable before it.
+        after: stages of the same rank whose previous microbatch must be done before
+            (see ``state_order``).
     """
 
     stage: int
@@ -49,6 +51,7 @@ class Segment:
     outputs: tuple[str, ...]
     needs: tuple[int, ...]
     seconds: float
+    after: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,8 @@ class SegmentPlan:
         messages = sorted({(cut.stage, cut.peer) for cut in self.cuts})
         return Pipeline(
             stages=tuple(
-                Stage(s.kind, s.partition, s.needs, s.seconds) for s in self.segments
+                Stage(s.kind, s.partition, s.needs, s.seconds, s.after)
+                for s in self.segments
             ),
             num_ranks=self.num_partitions,
             messages=tuple(Message(stage, peer) for stage, peer in messages),

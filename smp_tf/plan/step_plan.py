@@ -15,10 +15,10 @@ from smp_tf.plan.partition import (
     follow_placement,
     partition_atoms,
 )
-from smp_tf.plan.program import check_state_order
 from smp_tf.plan.roles import Roles, assign_roles
 from smp_tf.plan.schedules import build
 from smp_tf.plan.segment import SegmentPlan, split_segments
+from smp_tf.plan.state_order import order_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,12 @@ def plan_step(
     segments = split_segments(
         graph, roles, atoms, partition_of_atom, config.partitions, seconds
     )
-    check_state_order(graph, segments, config.microbatches)
+    segments = order_state(
+        graph,
+        segments,
+        config.microbatches,
+        forwards_first=config.pipeline == "simple",
+    )
     pipeline = segments.pipeline()
     compute = build(
         config.pipeline, pipeline, config.microbatches, config.active_microbatches

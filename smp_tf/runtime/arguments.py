@@ -3,13 +3,14 @@
 import copy
 import dataclasses
 import enum
-from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from smp_tf.errors import MicrobatchError
+from smp_tf.frontend.returns import with_items
 
 
 class Feed(enum.Enum):
@@ -140,7 +141,7 @@ class _Reader:
                 k: self.read(v, parameter, f"{path}[{k!r}]", _part(spec, k, path))
                 for k, v in value.items()
             }
-            return lambda tensors: _with_items(
+            return lambda tensors: with_items(
                 value, {k: build(tensors) for k, build in builds.items()}
             )
         if isinstance(value, (list, tuple, set, frozenset)):
@@ -270,15 +271,6 @@ def _part(spec: Any, key: Any, path: str) -> Any:
             f"an argument must match input_signature: argument={path!r} has an element"
             f" {key!r}, signature={spec} has none"
         ) from None
-
-
-def _with_items(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    """A mapping of the kind of ``value``: a defaultdict keeps its factory, say."""
-    if not isinstance(value, MutableMapping):
-        return type(value)(items)  # type: ignore[call-arg]
-    made = copy.copy(value)
-    made.update(items)
-    return made
 
 
 class _Same:

@@ -10,13 +10,16 @@ that
   completes only when it is received queues behind the next segment in the executor and
   arrives up to a whole segment late: 28..30 % of the step lost, against 0.2 %.
 - Gradients are added to a running sum right after their microbatch, and the next call
-waits for
-  the sum. Otherwise M gradients pile up.
-- Every output of the function depends on all of its effects, so that none is pruned.
+  waits for the sum. Otherwise M gradients pile up.
+- Many gradients are added in one call of a function: a node for each of them and each
+  microbatch made writing and optimising the graph of BERT-large at M = 64 take 12 s of
+  22, against 2 of 7 for all else. A call holds its old and its new sums, hence a limit.
+- Every output of the function depends on all of its effects, so that none is pruned;
+  but for the gradients of the microbatches, which stand beside their sum.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -24,8 +27,12 @@ import tensorflow as tf
 from smp_tf.frontend import hooks
 from smp_tf.plan.graph import Graph
 from smp_tf.plan.program import Instruction, Operation, Program
-from smp_tf.plan.segment import SegmentPlan
+from smp_tf.plan.segment import Segment, SegmentPlan
 from smp_tf.runtime.arguments import Feed, TensorArgument
+from smp_tf.runtime.lower import noinline
+
+ADD_BYTES = 16 * 2**20
+"""Gradients added in one call; the memory that adding takes for a moment."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +57,8 @@ class EmitInputs:
     """All that ``emit`` writes from; everything is decided already.
 
     Attributes:
-        functions: stage -> ConcreteFunction, for this rank's stages.
+        functions: stage -> its pieces in order, each with its ConcreteFunction; for
+            this rank's stages.
         sum_returns: positions in the graph's returns to add up (dense gradients).
         peers: pp_rank -> world rank.
     """
@@ -58,7 +66,7 @@ class EmitInputs:
     graph: Graph
     plan: SegmentPlan
     program: Program
-    functions: Mapping[int, Any]
+    functions: Mapping[int, Sequence[tuple[Segment, Any]]]
     arguments: Sequence[TensorArgument]
     values: Sequence[tf.TensorSpec]
     sum_returns: frozenset[int]
@@ -94,6 +102,12 @@ class _Emitter:
         self.made: list[dict[str, tf.Tensor]] = [{} for _ in range(self.count)]
         self.last: list[tf.Operation] = []
         self.sums: dict[int, tf.Tensor] = {}
+        self.sum_groups = self._sum_groups()
+        self.calls = {
+            stage: [(piece, hooks.Calls(function)) for piece, function in pieces]
+            for stage, pieces in inputs.functions.items()
+        }
+        self.adders: dict[tuple[int, ...], hooks.Calls] = {}
         self.returned: dict[int, tuple[int, ...]] = {}
         self.summed: dict[int, int] = {}
         self._feed(values)
@@ -130,30 +144,65 @@ class _Emitter:
     # --- instructions
 
     def _call(self, instruction: Instruction) -> None:
-        segment = self.inputs.plan.segments[instruction.stage]
         made = self.made[instruction.mb]
-        fed = [made[name] for name in (*segment.inputs, *segment.arguments)]
-        outputs = self.inputs.functions[instruction.stage](*fed)
-        self.last = [outputs[0].op]
-        made.update(zip(segment.outputs, outputs))
+        for index, (piece, call) in enumerate(self.calls[instruction.stage]):
+            if index:
+                self._add_up(instruction, index - 1)
+            fed = [made[name] for name in (*piece.inputs, *piece.arguments)]
+            with tf.control_dependencies(self.last):
+                outputs = call(*fed)
+            self.last = [outputs[0].op]
+            made.update(zip(piece.outputs, outputs))
 
-    def _add_up(self, instruction: Instruction) -> None:
-        """Add the gradients that a segment returned to their running sums."""
-        added = []
-        for position, tensor in enumerate(self.inputs.graph.returns):
-            stage = self.inputs.plan.return_stage[tensor].get(
-                self.inputs.program.pp_rank
-            )
-            if position not in self.inputs.sum_returns or stage != instruction.stage:
-                continue
-            value = self.made[instruction.mb][tensor]
-            if position in self.sums:
+    def _add_up(self, instruction: Instruction, piece: int = -1) -> None:
+        """Add the gradients that a piece returned, the last one of its segment if not
+        said, to their running sums."""
+        returns, made = self.inputs.graph.returns, self.made[instruction.mb]
+        for positions in self.sum_groups[instruction.stage][piece]:
+            values = [made[returns[position]] for position in positions]
+            if positions[0] in self.sums:
                 with tf.control_dependencies(self.last):
-                    self.sums[position] = self.sums[position] + value
-                added.append(self.sums[position].op)
-            else:
-                self.sums[position] = value
-        self.last = added or self.last
+                    values = self._add(positions, values)
+                self.last = [values[0].op]
+            self.sums.update(zip(positions, values, strict=True))
+
+    def _add(
+        self, positions: tuple[int, ...], values: list[tf.Tensor]
+    ) -> list[tf.Tensor]:
+        sums = [self.sums[position] for position in positions]
+        if len(sums) == 1:
+            return [sums[0] + values[0]]
+        if positions not in self.adders:
+            specs = [tf.TensorSpec(each.shape, each.dtype) for each in sums + values]
+            self.adders[positions] = hooks.Calls(noinline(_add_all, specs))
+        return self.adders[positions](*sums, *values)
+
+    def _sum_groups(self) -> Mapping[int, list[list[tuple[int, ...]]]]:
+        """stage -> for each piece, groups of positions in the graph's returns to add
+        at a time."""
+        graph, pp_rank = self.inputs.graph, self.inputs.program.pp_rank
+        by_tensor: dict[tuple[int, str], list[int]] = {}
+        for position in sorted(self.inputs.sum_returns):
+            tensor = graph.returns[position]
+            stages = self.inputs.plan.return_stage[tensor]
+            if pp_rank in stages:
+                by_tensor.setdefault((stages[pp_rank], tensor), []).append(position)
+
+        def groups(stage: int, piece: Segment) -> list[tuple[int, ...]]:
+            positions = sorted(
+                position
+                for tensor in piece.outputs
+                for position in by_tensor.get((stage, tensor), ())
+            )
+            return group_by_bytes(
+                [(p, graph.spec(graph.returns[p]).num_bytes) for p in positions],
+                ADD_BYTES,
+            )
+
+        return {
+            stage: [groups(stage, piece) for piece, _ in pieces]
+            for stage, pieces in self.inputs.functions.items()
+        }
 
     def _send(self, instruction: Instruction) -> None:
         channel = _channel(instruction)
@@ -200,22 +249,31 @@ class _Emitter:
         if argument.feed is Feed.SLICED:
             return [next(given) for _ in range(self.count)]
         value = next(given)
-        if argument.feed is Feed.WHOLE or self.count == 1:
+        if argument.feed is Feed.WHOLE:
             return [value] * self.count
         if value.shape.rank is None or value.shape[argument.axis] is None:
-            size = tf.shape(value)[argument.axis]
-            check = tf.debugging.assert_equal(
-                size % self.count,
-                0,
-                "MicrobatchError: a batch must divide into microbatches of equal size:"
-                f" argument={argument.name!r} microbatches={self.count}",
-            )
-            with tf.control_dependencies([check]):
-                value = tf.identity(value)
+            value = self._checked(argument, value)
+        if self.count == 1:
+            return [value]
         pieces = tf.split(value, self.count, axis=argument.axis)
         for piece in pieces:
             piece.set_shape(argument.microbatch.shape)
         return pieces
+
+    def _checked(self, argument: TensorArgument, value: tf.Tensor) -> tf.Tensor:
+        """``value``, if its size, known at run time only, divides into microbatches."""
+        size = tf.shape(value)[argument.axis]
+        check = tf.debugging.Assert(
+            tf.logical_and(size > 0, tf.equal(size % self.count, 0)),
+            [
+                "MicrobatchError: a batch must divide into microbatches of equal,"
+                f" non-zero size: argument={argument.name!r} axis={argument.axis}"
+                f" microbatches={self.count} size=",
+                size,
+            ],
+        )
+        with tf.control_dependencies([check]):
+            return tf.identity(value)
 
     def _outputs(self) -> list[tf.Tensor]:
         flat: list[tf.Tensor] = []
@@ -225,12 +283,35 @@ class _Emitter:
                 if self.inputs.program.pp_rank not in ranks[tensor]:
                     continue
                 start = len(flat)
-                flat += [tf.identity(made[tensor]) for made in self.made]
+                flat += [made[tensor] for made in self.made]
                 self.returned[position] = tuple(range(start, len(flat)))
                 if position in self.sums:
                     self.summed[position] = len(flat)
                     flat.append(tf.identity(self.sums[position]))
+                else:
+                    flat[start:] = map(tf.identity, flat[start:])
         return flat
+
+
+def group_by_bytes(
+    sized: Iterable[tuple[int, int]], limit: int
+) -> list[tuple[int, ...]]:
+    """Split (item, bytes), in order, into groups of at most ``limit`` bytes or one."""
+    groups: list[tuple[int, ...]] = []
+    room = 0
+    for item, size in sized:
+        if groups and size <= room:
+            groups[-1] += (item,)
+        else:
+            groups.append((item,))
+            room = limit
+        room -= size
+    return groups
+
+
+def _add_all(*tensors: tf.Tensor) -> list[tf.Tensor]:
+    half = len(tensors) // 2
+    return [a + b for a, b in zip(tensors[:half], tensors[half:], strict=True)]
 
 
 def _ops() -> Any:

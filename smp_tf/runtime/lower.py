@@ -1,10 +1,10 @@
 """Segments become TensorFlow functions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.framework import graph_pb2
+from tensorflow.core.framework import graph_pb2, types_pb2
 
 from smp_tf.frontend import hooks
 from smp_tf.frontend.trace import StepTrace
@@ -15,8 +15,13 @@ from smp_tf.plan.segment import Segment
 _ATTRIBUTES = {"_noinline": True}
 
 
-def lower_segments(trace: StepTrace, segments: Sequence[Segment]) -> dict[int, Any]:
-    """stage -> ConcreteFunction(*inputs, *arguments) -> [*outputs], for ``segments``.
+def lower_segments(
+    trace: StepTrace, segments: Sequence[Segment]
+) -> dict[int, list[tuple[Segment, Any]]]:
+    """stage -> [(piece, ConcreteFunction(*inputs, *arguments) -> [*outputs])].
+
+    Args:
+        segments: or pieces of segments, in order.
 
     A segment that only has effects returns one constant, so that there is always a
     tensor to wait for: a function that is not inlined publishes its outputs when all of
@@ -24,14 +29,15 @@ def lower_segments(trace: StepTrace, segments: Sequence[Segment]) -> dict[int, A
     """
     graph_def = trace.func_graph.as_graph_def()
     defs = {node.name: node for node in graph_def.node}
-    functions = {}
+    functions: dict[int, list[tuple[Segment, Any]]] = {}
     with hooks.outside_of_graphs():
         for segment in segments:
             part = graph_pb2.GraphDef(
                 versions=graph_def.versions, library=graph_def.library
             )
             part.node.extend(_cut_out(defs, segment))
-            functions[segment.stage] = _function(trace, segment, part)
+            function = _function(trace, segment, part)
+            functions.setdefault(segment.stage, []).append((segment, function))
     return functions
 
 
@@ -51,8 +57,34 @@ def _cut_out(defs: dict[str, Any], segment: Segment) -> list[Any]:
         node.input.extend(kept)
         for key in (*hooks.ATTRIBUTES, "_class"):
             node.attr.pop(key, None)
-        nodes.append(node)
+        nodes += _in_order(node)
     return nodes
+
+
+def _in_order(node: Any) -> list[Any]:
+    """A sum of several tensors as a chain of additions, other nodes as they are.
+
+    The kernel of AddN begins with whichever input it may overwrite. Which one that is
+    differs between the cut graph and the whole one, and with it the last bits.
+    """
+    data = [name for name in node.input if not name.startswith("^")]
+    if node.op != "AddN" or len(data) < 3:
+        return [node]
+    if node.attr["T"].type == types_pb2.DT_VARIANT:
+        return [node]
+    chain: list[Any] = []
+    for i, name in enumerate(data[1:], 1):
+        total = type(node)()
+        total.CopyFrom(node)
+        total.op = "AddV2"
+        del total.attr["N"]
+        is_last = i == len(data) - 1
+        total.name = node.name if is_last else f"{node.name}/smp_sum_{i}"
+        del total.input[:]
+        total.input.extend([chain[-1].name if chain else data[0], name])
+        total.input.extend(name for name in node.input if name.startswith("^"))
+        chain.append(total)
+    return chain
 
 
 def _function(trace: StepTrace, segment: Segment, graph_def: Any) -> Any:
@@ -70,6 +102,10 @@ def _function(trace: StepTrace, segment: Segment, graph_def: Any) -> Any:
         return outputs or [tf.constant(0)]
 
     body.__name__ = f"stage_{segment.stage}_{segment.kind.value}"
+    return noinline(body, [tf.TensorSpec(t.shape, t.dtype) for t in tensors])
+
+
+def noinline(body: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Any:
+    """The ConcreteFunction of ``body``; each call of it stays one node."""
     function = tf.function(body, autograph=False, experimental_attributes=_ATTRIBUTES)
-    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
     return function.get_concrete_function(*specs)

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from smp_tf.frontend.returns import Leaf, Returns
+from smp_tf.frontend.returns import Leaf, Returns, with_items
 from smp_tf.runtime.emit import Emitted
 from smp_tf.runtime.step_output import StepOutput
 
@@ -26,6 +26,16 @@ def sum_positions(
         if leaf.variable is not None
         and isinstance(leaf.type_spec, tf.TensorSpec)
         and owner.get(id(leaf.variable.handle)) == pp_rank
+    )
+
+
+def _is_pair(structure: Any) -> bool:
+    """True for (gradient, variable): it is left out of a list as a whole."""
+    is_two = type(structure) is tuple and len(structure) == 2
+    return (
+        is_two
+        and isinstance(structure[1], Leaf)
+        and isinstance(structure[1].value, tf.Variable)
     )
 
 
@@ -58,11 +68,14 @@ class Results:
         if isinstance(structure, Leaf):
             return self._leaf(structure, flat)
         kind = type(structure)
-        if isinstance(structure, dict):
-            return kind((k, self._or_none(v, flat)) for k, v in structure.items())
+        if isinstance(structure, Mapping):
+            items = {k: self._or_none(v, flat) for k, v in structure.items()}
+            return with_items(structure, items)
         if hasattr(structure, "_fields"):
             return kind(*(self._or_none(each, flat) for each in structure))
         children = [self._build(each, flat) for each in structure]
+        if _is_pair(structure) and children[0] is _REMOTE:
+            return _REMOTE
         return kind(child for child in children if child is not _REMOTE)
 
     def _leaf(self, leaf: Leaf, flat: Sequence[tf.Tensor]) -> Any:

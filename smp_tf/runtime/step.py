@@ -11,8 +11,9 @@ from typing import Any
 import tensorflow as tf
 
 from smp_tf.errors import ConfigError
-from smp_tf.frontend import hooks
+from smp_tf.frontend import hooks, variables
 from smp_tf.frontend.trace import StepTrace, trace_step
+from smp_tf.plan.piece import split_segment
 from smp_tf.plan.program import lower_program, num_channels
 from smp_tf.plan.step_plan import StepPlan, plan_step
 from smp_tf.runtime import placement, session
@@ -110,12 +111,15 @@ class Step:
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """As a method: ``self`` is the first argument, a constant of the trace."""
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else _Method(self, instance)
 
     @hooks.unconverted
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        arguments = self._read(args, kwargs)
-        built = self._build(arguments)
+        return self.run(self.read(args, kwargs))
+
+    def run(self, arguments: Arguments) -> Any:
+        """Build the step for these arguments, if need be, and call it."""
+        built = self.build(arguments)
         with hooks.without_tapes():
             flat = built.function(*arguments.values)
         return built.results.of(flat)
@@ -127,7 +131,7 @@ class Step:
         Every rank of the mp_group must call it. A later call with the same signature
         reuses all of it. ``print(smp.partition_table(plan))`` shows the partition.
         """
-        return self._build(self._read(args, kwargs)).plan
+        return self.build(self.read(args, kwargs)).plan
 
     # --- arguments
 
@@ -157,7 +161,15 @@ class Step:
                     f" parameters={sorted(known)}"
                 )
 
-    def _read(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
+    def read(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], num_bound: int = 0
+    ) -> Arguments:
+        """Find the tensors of a call.
+
+        Args:
+            num_bound: leading arguments that ``input_signature`` does not count: 1 for
+                a method, for its instance.
+        """
         config = session.current(f"step ({self.__name__})").config
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -165,30 +177,24 @@ class Step:
             config.microbatches, self._non_split_inputs, self._input_split_axes
         )
         names = _positional_names(self._signature, len(bound.args))
-        return read_arguments(
-            bound.args,
-            bound.kwargs,
-            names,
-            rules,
-            self._aligned_signature(len(bound.args)),
-        )
+        signature = self._aligned_signature(len(bound.args), num_bound)
+        return read_arguments(bound.args, bound.kwargs, names, rules, signature)
 
-    def _aligned_signature(self, count: int) -> Sequence[Any] | None:
+    def _aligned_signature(self, count: int, num_bound: int) -> Sequence[Any] | None:
         if self._input_signature is None:
             return None
-        has_self = next(iter(self._signature.parameters), "") == "self"
-        missing = count - len(self._input_signature) - has_self
+        missing = count - len(self._input_signature) - num_bound
         if missing < 0:
             raise TypeError(
                 "input_signature has more entries than the call has arguments:"
                 f" step={self.__name__} entries={len(self._input_signature)}"
-                f" arguments={count}"
+                f" arguments={count - num_bound}"
             )
-        return [None] * has_self + list(self._input_signature) + [None] * missing
+        return [None] * num_bound + list(self._input_signature) + [None] * missing
 
     # --- building
 
-    def _build(self, arguments: Arguments) -> _Built:
+    def build(self, arguments: Arguments) -> _Built:
         current = session.current("step")
         with _building:
             if self._session is not current:  # built for another session: other ranks
@@ -219,38 +225,82 @@ class Step:
             {handles[index]: partition for index, partition in plan.owner.items()},
             plan.partition_of_layer,
         )
-        placement.place(trace.models, decided)
         pp_rank = session.pp_rank()
-        sums = sum_positions(trace.returns, decided.owner, pp_rank)
-        emitted = self._emit(trace, plan, arguments, sums, first_channel)
+        variables.place(trace.variables, decided.owner, pp_rank)
+        placement.place(trace.models, decided)
+        emitted = emit_rank(
+            trace,
+            plan,
+            arguments,
+            decided.owner,
+            pp_rank,
+            session.get_pp_group(),
+            first_channel,
+        )
         results = Results(trace.returns, emitted, decided.owner, pp_rank)
         return _Built(plan, emitted.function, results)
 
-    def _emit(
-        self,
-        trace: StepTrace,
-        plan: StepPlan,
-        arguments: Arguments,
-        sum_returns: frozenset[int],
-        first_channel: int,
-    ) -> Emitted:
-        pp_rank = session.pp_rank()
-        program = lower_program(
-            plan.segments, plan.schedule, pp_rank, plan.num_microbatches, first_channel
+
+def emit_rank(
+    trace: StepTrace,
+    plan: StepPlan,
+    arguments: Arguments,
+    owner: Mapping[int, int],
+    pp_rank: int,
+    peers: Sequence[int],
+    first_channel: int,
+) -> Emitted:
+    """Write what ``pp_rank`` does in a step; any process can, for any pp_rank.
+
+    Args:
+        owner: id of a variable's handle -> partition.
+        peers: pp_rank -> world rank.
+        first_channel: channel numbers below are taken by other steps.
+    """
+    program = lower_program(
+        plan.segments, plan.schedule, pp_rank, plan.num_microbatches, first_channel
+    )
+    sums = sum_positions(trace.returns, owner, pp_rank)
+    returned = {trace.graph.returns[position] for position in sums}
+    sizes = {tensor: trace.graph.spec(tensor).num_bytes for tensor in returned}
+    mine = [
+        piece
+        for segment in plan.segments.segments
+        if segment.partition == pp_rank
+        for piece in split_segment(trace.graph, segment, sizes)
+    ]
+    return emit(
+        EmitInputs(
+            graph=trace.graph,
+            plan=plan.segments,
+            program=program,
+            functions=lower_segments(trace, mine),
+            arguments=arguments.tensors,
+            values=arguments.value_specs,
+            sum_returns=sums,
+            peers=tuple(peers),
         )
-        mine = [s for s in plan.segments.segments if s.partition == pp_rank]
-        return emit(
-            EmitInputs(
-                graph=trace.graph,
-                plan=plan.segments,
-                program=program,
-                functions=lower_segments(trace, mine),
-                arguments=arguments.tensors,
-                values=arguments.value_specs,
-                sum_returns=sum_returns,
-                peers=tuple(session.get_pp_group()),
-            )
-        )
+    )
+
+
+class _Method:
+    """A step that is a method, bound to its instance."""
+
+    def __init__(self, bound: Step, instance: Any) -> None:
+        functools.update_wrapper(self, bound)
+        self._step, self._instance = bound, instance
+
+    @hooks.unconverted
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._step.run(self._read(args, kwargs))
+
+    @hooks.unconverted
+    def plan(self, *args: Any, **kwargs: Any) -> StepPlan:
+        """See ``Step.plan``."""
+        return self._step.build(self._read(args, kwargs)).plan
+
+    def _read(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
+        return self._step.read((self._instance, *args), kwargs, num_bound=1)
 
 
 class _Channels:

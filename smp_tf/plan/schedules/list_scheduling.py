@@ -43,9 +43,11 @@ class Progress:
 
     def is_ready(self, stage: int) -> bool:
         """Whether the next microbatch of this stage has all it needs."""
-        mb = self.started[stage]
-        return mb < self.num_microbatches and all(
-            self.done[need] > mb for need in self.pipeline.stages[stage].needs
+        mb, given = self.started[stage], self.pipeline.stages[stage]
+        return (
+            mb < self.num_microbatches
+            and all(self.done[need] > mb for need in given.needs)
+            and all(self.done[other] >= mb for other in given.after)
         )
 
     def live(self, stage: int) -> int:

@@ -174,6 +174,20 @@ from tests.models import CASES, loss_of
 for _ in range(int(sys.argv[1])):
     tf.keras.layers.Dense(1), tf.keras.metrics.Mean()
     tf.keras.Sequential([tf.keras.layers.Dense(2)])(tf.zeros([1, 2]))
+    tf.function(lambda x: tf.cond(x > 0, lambda: x, lambda: -x))(tf.ones([]))
+
+class Recurrent(smp.DistributedModel):
+    def __init__(self):
+        super().__init__()
+        self.rnn = tf.keras.layers.Bidirectional(tf.keras.layers.LSTM(4))
+
+    def call(self, x, training=None):
+        _, x = tf.while_loop(
+            lambda i, x: i < 3, lambda i, x: (i + 1, tf.tanh(x)), [0, x]
+        )
+        x = tf.switch_case(tf.size(x) % 2, [lambda: x, lambda: x * 2.0])
+        return self.rnn(x)
+
 smp.init({"partitions": 1})
 for name, case in CASES.items():
     model = case.build(smp.DistributedModel)
@@ -191,6 +205,16 @@ for name, case in CASES.items():
         return {v.name: g for v, g in zip(model.trainable_variables, gradients)}, lstm
 
     print(name, step.plan(*case.data(4)).graph.fingerprint())
+
+model = Recurrent()
+
+@smp.step
+def step(x):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(model(x))
+    return tape.gradient(loss, model.trainable_variables)
+
+print("recurrent", step.plan(tf.ones([4, 3, 2])).graph.fingerprint())
 """
 
 
@@ -209,13 +233,17 @@ def test_fingerprints_are_equal_in_processes_with_other_hashes_and_names() -> No
     for run, (_, errors) in zip(runs, outputs):
         assert run.returncode == 0, errors[-3000:]
     first, second = (output.splitlines() for output, _ in outputs)
-    assert len(first) == len(CASES) and first == second
-    assert len({line.split()[1] for line in first}) == len(CASES)
+    assert len(first) == len(CASES) + 1 and first == second
+    assert len({line.split()[1] for line in first}) == len(first)
 
 
 def test_fingerprints_differ_where_the_step_does() -> None:
     model = Tiny()
     x = tf.zeros([4, 5])
+
+    def repeated(y: tf.Tensor, change: float) -> tf.Tensor:
+        return tf.while_loop(lambda y: y[0, 0] < 9.0, lambda y: (y + change,), [y])
+
     steps = {
         "plain": lambda x: model(x),
         "constant": lambda x: model(x) + 1.0,
@@ -225,6 +253,8 @@ def test_fingerprints_differ_where_the_step_does() -> None:
         "no attribute": lambda x: tf.reduce_sum(model(x)),
         "returns": lambda x: (model(x), x),
         "two returns": lambda x: [model(x)] * 2,
+        "loop": lambda x: repeated(model(x), 1.0),
+        "loop with another body": lambda x: repeated(model(x), 2.0),
     }
     prints = {name: trace(f, x).graph.fingerprint() for name, f in steps.items()}
     prints["shape"] = trace(steps["plain"], tf.zeros([2, 5])).graph.fingerprint()

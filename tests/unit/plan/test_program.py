@@ -5,17 +5,16 @@ import random
 
 import pytest
 
-from smp_tf.errors import PartitionError
 from smp_tf.plan.comm import add_messages
 from smp_tf.plan.graph import node_of
 from smp_tf.plan.program import (
     RECEIVE_AHEAD,
     Operation,
-    check_state_order,
     lower_program,
     num_channels,
 )
 from smp_tf.plan.schedules import build
+from smp_tf.plan.state_order import order_state
 from tests.unit.plan.example_graphs import (
     Builder,
     analyse,
@@ -213,25 +212,29 @@ def counting(uses):
     return b.build()
 
 
-def test_state_used_in_one_stage_of_each_rank_is_fine():
-    step = analyse(with_metric())
-    check_state_order(step.graph, step.cut([0, 1]), 4)
-    step = analyse(counting(1))
-    check_state_order(step.graph, step.cut([0, 1]), 4)
+def order(step, partitions, microbatches, forwards_first=False):
+    plan = step.cut(partitions)
+    return order_state(
+        step.graph, plan, microbatches, forwards_first=forwards_first
+    ).segments
 
 
-def test_state_used_in_two_stages_of_a_rank_is_refused():
+def test_state_used_in_one_stage_of_each_rank_waits_for_nothing():
+    for step in (analyse(with_metric()), analyse(counting(1))):
+        assert not any(s.after for s in order(step, [0, 1], 4, forwards_first=True))
+
+
+def test_state_used_in_two_stages_of_a_rank_keeps_the_order_of_microbatches():
     """count1 must wait on rank 0 for rank 1: a second stage there."""
     step = analyse(counting(2))
-    plan = step.cut([0, 1])
-    with pytest.raises(PartitionError) as caught:
-        check_state_order(step.graph, plan, 2)
-    for part in ("variable='total:0'", "partition=0", "'count0'", "'count1'"):
-        assert part in str(caught.value)
-    check_state_order(step.graph, plan, 1)
-    check_state_order(step.graph, step.cut([0, 0]), 4)
+    segments = order(step, [0, 1], 2)
+    first = next(s for s in segments if s.after)
+    last = segments[first.after[0]]
+    assert first.partition == last.partition == 0 and first.stage in last.needs
+    assert not any(s.after for s in order(step, [0, 1], 1))
+    assert not any(s.after for s in order(step, [0, 0], 4))
 
 
 def test_state_that_is_only_read_is_fine():
     step = analyse(tied())  # embedding is used in four stages of rank 0
-    check_state_order(step.graph, step.cut([0, 1]), 4)
+    assert not any(s.after for s in order(step, [0, 1], 4, forwards_first=True))

@@ -291,11 +291,17 @@ def test_structure_is_kept() -> None:
             "a": collections.OrderedDict(q=y, p=None),
             "variable": variable,
             "empty": [],
+            "default": collections.defaultdict(list, y=y),
+            "user": collections.UserDict(y=y),
         }
 
     x = rows(4)
     result = step(x)
-    assert list(result) == ["z", "a", "variable", "empty"]
+    assert list(result) == ["z", "a", "variable", "empty", "default", "user"]
+    assert type(result["default"]) is collections.defaultdict
+    assert type(result["user"]) is collections.UserDict
+    for name in ("default", "user"):
+        np.testing.assert_allclose(merged(result[name]["y"]), rows(4) @ KERNEL, **CLOSE)
     assert type(result["z"]) is Pair
     assert type(result["a"]) is collections.OrderedDict
     assert list(result["a"]) == ["q", "p"] and result["a"]["p"] is None
@@ -634,8 +640,8 @@ def test_a_step_in_a_step_is_refused() -> None:
 
 _PEAK = """
 import resource, sys
-import tensorflow as tf
 import smp_tf as smp
+import tensorflow as tf
 
 M = int(sys.argv[1])
 smp.init({"partitions": 1, "microbatches": M})

@@ -1,4 +1,4 @@
-"""Models, data and step functions of the conformance tests; small real models.
+"""Models, data and step functions of the gradient tests; small real models.
 
 Every case builds the same model twice: on a base class of plain Keras for the truth
 (one process, one ``tf.function`` call per microbatch), and on ``smp.DistributedModel``.

@@ -1,0 +1,101 @@
+"""Cut a segment that returns much into pieces that run one after the other.
+
+A function that is not inlined publishes its outputs when all of it is done: the
+gradients of a whole partition exist beside their running sums, which is twice the
+weights. A piece returns its gradients as soon as it has made them, and they are added
+to the sums before the next piece begins.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from smp_tf.plan.graph import Graph, node_of
+from smp_tf.plan.segment import Segment
+
+PIECE_BYTES = 32 * 2**20
+MAX_PIECES = 16
+"""A piece ends with the gradient that makes it return as many bytes, or that part of
+the segment's."""
+
+
+def split_segment(
+    graph: Graph,
+    segment: Segment,
+    gradient_bytes: Mapping[str, int],
+    limit: int | None = None,
+) -> list[Segment]:
+    """Pieces in order; nodes, inputs and outputs differ, all else is the segment's.
+
+    Args:
+        gradient_bytes: returned tensors that are added up -> their size.
+        limit: bytes that end a piece, ``PIECE_BYTES`` if not said.
+    """
+    total = sum(gradient_bytes.get(tensor, 0) for tensor in segment.outputs)
+    limit = max(PIECE_BYTES if limit is None else limit, total // MAX_PIECES)
+    if total < 2 * limit:
+        return [segment]
+    number = _number_nodes(graph, segment, gradient_bytes, limit)
+    if any(node_of(tensor) not in number for tensor in segment.outputs):
+        return [segment]
+    crossing = {
+        tensor
+        for name in segment.nodes
+        for tensor in graph.by_name[name].inputs
+        if number.get(node_of(tensor), number[name]) != number[name]
+    }
+    if any(graph.spec(tensor).dtype in ("variant", "resource") for tensor in crossing):
+        return [segment]
+    count = max(number.values()) + 1
+    return [_piece(graph, segment, number, crossing, i) for i in range(count)]
+
+
+def _number_nodes(
+    graph: Graph, segment: Segment, gradient_bytes: Mapping[str, int], limit: int
+) -> dict[str, int]:
+    """Node -> piece. What may wait is made in the first piece that uses it."""
+    returned: dict[str, int] = {}
+    for tensor in segment.outputs:
+        name = node_of(tensor)
+        returned[name] = returned.get(name, 0) + gradient_bytes.get(tensor, 0)
+    number: dict[str, int] = {}
+    current = filled = 0
+    for name in segment.nodes:
+        if filled >= limit:
+            current, filled = current + 1, 0
+        number[name] = current
+        filled += returned.get(name, 0)
+    nodes = [graph.by_name[name] for name in segment.nodes]
+    writes = any(node.is_stateful and "Assign" in node.op for node in nodes)
+    first_use: dict[str, int] = {}
+    for node in reversed(nodes):
+        is_read = node.op == "ReadVariableOp" and not writes
+        if node.name not in returned and (is_read or not node.is_stateful):
+            number[node.name] = first_use.get(node.name, number[node.name])
+        for source in (*map(node_of, node.inputs), *node.controls):
+            first_use[source] = min(
+                first_use.get(source, number[node.name]), number[node.name]
+            )
+    return number
+
+
+def _piece(
+    graph: Graph,
+    segment: Segment,
+    number: Mapping[str, int],
+    crossing: set[str],
+    i: int,
+) -> Segment:
+    nodes = tuple(name for name in segment.nodes if number[name] == i)
+    read = {tensor for name in nodes for tensor in graph.by_name[name].inputs}
+    sources = {node_of(tensor) for tensor in read}
+    made = sorted(t for t in crossing if number[node_of(t)] == i)
+    returned = [t for t in segment.outputs if number[node_of(t)] == i]
+    return dataclasses.replace(
+        segment,
+        nodes=nodes,
+        arguments=tuple(t for t in segment.arguments if t in read),
+        captures=tuple(name for name in segment.captures if name in sources),
+        inputs=tuple(t for t in segment.inputs if t in read)
+        + tuple(sorted(t for t in crossing & read if number[node_of(t)] != i)),
+        outputs=tuple(dict.fromkeys([*returned, *made])),
+    )

@@ -1,0 +1,87 @@
+"""Pieces of a segment: together they are the segment, one after the other."""
+
+import pytest
+
+from smp_tf.plan import piece
+from smp_tf.plan.graph import node_of
+from smp_tf.plan.piece import split_segment
+from tests.unit.plan.example_graphs import (
+    analyse,
+    chain,
+    random_step,
+    residual,
+    tied,
+    with_metric,
+)
+
+MANY = 10**6
+
+
+@pytest.fixture(autouse=True)
+def as_many_pieces_as_asked_for(monkeypatch):
+    monkeypatch.setattr(piece, "MAX_PIECES", MANY)
+
+
+def gradients_of(graph):
+    return {tensor: 4 for tensor in graph.returns if tensor in graph.gradient_of}
+
+
+def check_pieces(graph, segment, pieces):
+    """They can run in order, and do what the segment does."""
+    nodes = [name for each in pieces for name in each.nodes]
+    assert sorted(nodes) == sorted(segment.nodes)
+    outside = {*segment.inputs, *segment.arguments}
+    made = set()
+    for each in pieces:
+        assert each.stage == segment.stage and each.partition == segment.partition
+        given = {*each.inputs, *each.arguments}
+        assert given <= outside | made
+        here = set()
+        for name in each.nodes:
+            for tensor in graph.by_name[name].inputs:
+                source = node_of(tensor)
+                assert source in here or tensor in given or source in each.captures
+            here.add(name)
+        assert all(node_of(tensor) in here for tensor in each.outputs)
+        made.update(each.outputs)
+    assert set(segment.outputs) <= made
+    captures = {name for each in pieces for name in each.captures}
+    assert captures == set(segment.captures)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_of_random_steps(seed):
+    step = analyse(random_step(seed))
+    count = len(step.atoms.atoms)
+    plan = step.cut([2 * i // count for i in range(count)])
+    for segment in plan.segments:
+        pieces = split_segment(step.graph, segment, gradients_of(step.graph), 1)
+        check_pieces(step.graph, segment, pieces)
+
+
+@pytest.mark.parametrize(
+    "graph", [chain(8), residual(6), tied(), with_metric()], ids=str
+)
+def test_one_gradient_in_each_piece(graph):
+    step = analyse(graph)
+    plan = step.cut([0] * len(step.atoms.atoms))
+    sizes = gradients_of(step.graph)
+    for segment in plan.segments:
+        pieces = split_segment(step.graph, segment, sizes, 1)
+        check_pieces(step.graph, segment, pieces)
+        makers = {node_of(tensor) for tensor in segment.outputs if tensor in sizes}
+        if len(makers) > 1:
+            assert len(makers) <= len(pieces) <= len(makers) + 1
+
+
+def test_little_is_left_whole(monkeypatch):
+    step = analyse(chain(8))
+    plan = step.cut([0] * 8)
+    sizes = gradients_of(step.graph)
+    backward = plan.segments[-1]
+    assert split_segment(step.graph, backward, sizes) == [backward]
+    total = sum(sizes.get(tensor, 0) for tensor in backward.outputs)
+    assert split_segment(step.graph, backward, sizes, total) == [backward]
+    assert len(split_segment(step.graph, backward, sizes, total // 2)) == 2
+    monkeypatch.setattr(piece, "MAX_PIECES", 4)
+    assert len(split_segment(step.graph, backward, sizes, 1)) == 4
