@@ -72,8 +72,7 @@ class Variable:
         placeholder: name of the node that stands for its resource in the graph; "" when
             the variable belongs to a model but this step does not touch it.
         in_model: True for variables of a DistributedModel (owned by one partition),
-        False
-            for all others (a metric's state, a user's counter: one copy per rank).
+            False for all others (a metric's state, a user's counter: one per rank).
     """
 
     name: str
@@ -93,8 +92,7 @@ class Node:
         layer: path of Keras layers it was created in, ``"model/block_0/dense"``;
             "" outside every DistributedModel.
         forward: for an operation made by differentiation, the forward node it belongs
-        to;
-            "" where tracing could not tell.
+            to; "" where tracing could not tell.
         is_gradient: made while differentiating (tape, tf.gradients).
         pin: partition asked for with ``smp.partition``, None when not.
         digest: hash of the attributes, for comparing ranks.

@@ -3,8 +3,7 @@
     (SegmentPlan, Schedule with messages, pp_rank) -> Program
 
 A program is a list of instructions that run strictly one after the other. A receive has
-two of
-them: it is posted some actions ahead, so that the tensor travels while the rank
+two of them: it is posted some actions ahead, so that the tensor travels while the rank
 computes, and waited for where it is read.
 """
 

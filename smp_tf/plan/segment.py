@@ -241,9 +241,8 @@ class _Splitter:
                     index = stage[node.name, partition]
                     members[index].append(node)
                     partition_of_stage[index] = partition
-        inputs: list[dict[str, int]] = [
-            {} for _ in levels
-        ]  # tensor -> stage that makes it
+        # tensor -> stage that makes it
+        inputs: list[dict[str, int]] = [{} for _ in levels]
         outputs: list[dict[str, None]] = [{} for _ in levels]
         cuts: dict[tuple[int, str, int], Cut] = {}
 

@@ -14,8 +14,7 @@ def require_same_graph(step: str, graph: Graph, first_channel: int) -> None:
 
     Raises:
         TraceError: on every rank alike, naming the first difference, the rank that has
-        it
-            and the rank it was compared with.
+            it and the rank it was compared with.
     """
     if session.mp_size() == 1:
         return

@@ -3,12 +3,10 @@
 The rules that measurements taught:
 
 - The emitter draws every edge. Instructions run strictly in order, by control edges;
-automatic
-  control dependencies would chain the sends and receives of all microbatches.
+  automatic control dependencies would chain the sends and receives of all microbatches.
 - A send is queued and kept; nothing waits for it before the flush at the end. A send
-that
-  completes only when it is received queues behind the next segment in the executor and
-  arrives up to a whole segment late: 28..30 % of the step lost, against 0.2 %.
+  that completes only when it is received queues behind the next segment in the executor
+  and arrives up to a whole segment late: 28..30 % of the step lost, against 0.2 %.
 - Gradients are added to a running sum right after their microbatch, and the next call
   waits for the sum. Otherwise M gradients pile up.
 - Many gradients are added in one call of a function: a node for each of them and each
@@ -34,6 +32,9 @@ from smp_tf.runtime.lower import noinline
 ADD_BYTES = 16 * 2**20
 """Gradients added in one call; the memory that adding takes for a moment."""
 
+FEW_ADDS = 4
+"""So many additions, or fewer, run faster by themselves than in a call."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Emitted:
@@ -42,8 +43,7 @@ class Emitted:
     Attributes:
         function: ConcreteFunction(*argument values) -> flat list of tensors.
         returned: position in the graph's returns -> positions of its M microbatches in
-        the
-            flat list; missing for gradients of other ranks' variables.
+            the flat list; missing for gradients of other ranks' variables.
         summed: position in the graph's returns -> position of the running sum.
     """
 
@@ -120,14 +120,11 @@ class _Emitter:
             Operation.SEND: self._send,
         }
         has_sent = False
-        called: Instruction | None = (
-            None  # the last call, while its gradients are not summed
-        )
+        called: Instruction | None = None  # whose gradients are not summed yet
         for instruction in self.inputs.program.instructions:
             if called is not None and instruction.operation is not Operation.SEND:
-                self._add_up(
-                    called
-                )  # after the sends: another rank may be waiting for them
+                # After the sends: another rank may be waiting for them.
+                self._add_up(called)
                 called = None
             with tf.control_dependencies(self.last):
                 write[instruction.operation](instruction)
@@ -163,15 +160,15 @@ class _Emitter:
             if positions[0] in self.sums:
                 with tf.control_dependencies(self.last):
                     values = self._add(positions, values)
-                self.last = [values[0].op]
+                self.last = list(dict.fromkeys(value.op for value in values))
             self.sums.update(zip(positions, values, strict=True))
 
     def _add(
         self, positions: tuple[int, ...], values: list[tf.Tensor]
     ) -> list[tf.Tensor]:
         sums = [self.sums[position] for position in positions]
-        if len(sums) == 1:
-            return [sums[0] + values[0]]
+        if len(sums) <= FEW_ADDS:
+            return _add_all(*sums, *values)
         if positions not in self.adders:
             specs = [tf.TensorSpec(each.shape, each.dtype) for each in sums + values]
             self.adders[positions] = hooks.Calls(noinline(_add_all, specs))

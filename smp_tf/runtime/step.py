@@ -48,8 +48,7 @@ def step(
         input_split_axes: parameter name -> axis to split along, where it is not 0.
         input_signature: TensorSpecs of the positional arguments, as in ``tf.function``.
         **tf_function_arguments: ``autograph``; ``reduce_retracing`` is accepted and
-        needs
-            nothing (a new shape reuses the partition).
+            needs nothing (a new shape reuses the partition).
 
     Returns:
         A callable that returns the function's structure, with a ``StepOutput`` in place

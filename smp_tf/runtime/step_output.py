@@ -26,8 +26,7 @@ class StepOutput:
         """
         Args:
             total: their sum where the step has already added them up while it ran
-            (gradients),
-                so that not all of them have to exist at the same time.
+                (gradients), so that not all of them have to exist at the same time.
         """
         self.outputs = list(outputs)
         self._total = total
