@@ -181,10 +181,11 @@ def check_grid(
     return found | ({"training": wrong} if wrong else {})
 
 
+@pytest.mark.timeout(420)
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", list(CASES))
 def test_equals_one_process(name: str, size: int) -> None:
     for rank, wrong in enumerate(
-        run_ranks(size, check_grid, name, size, GRID, timeout=280)
+        run_ranks(size, check_grid, name, size, GRID, timeout=400)
     ):
         assert not wrong, f"rank {rank}: {wrong}"
