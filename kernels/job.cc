@@ -276,7 +276,7 @@ void Job::LeaveAtExit() {
   Say(Word::kLast, Lane::kData);
   Say(Word::kLeaving, Lane::kMonitor);
   transport_.FlushControl(kLastWordsSeconds);
-  transport_.Stop();
+  transport_.CloseAtExit();
 }
 
 void Job::Log(const std::string& text) const {

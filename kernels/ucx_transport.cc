@@ -206,12 +206,18 @@ void UcxTransport::Stop() {
 }
 
 void UcxTransport::Close(double seconds) {
+  for (const auto& event : Destroy(seconds)) event();
+}
+
+void UcxTransport::CloseAtExit() { Destroy(0); }
+
+std::vector<std::function<void()>> UcxTransport::Destroy(double seconds) {
   Stop();
   std::vector<std::function<void()>> events;
   {
     // From here on this thread is the only one that UCX sees.
     Hold hold(this);
-    if (worker_ == nullptr) return;
+    if (worker_ == nullptr) return events;
     const Status closed = {Code::kNotConnected, "the transport was closed"};
     std::vector<Request*> left;
     for (const auto& [id, request] : requests_) left.push_back(request.get());
@@ -234,7 +240,7 @@ void UcxTransport::Close(double seconds) {
     requests_.clear();
     events.swap(events_);
   }
-  for (const auto& event : events) event();
+  return events;
 }
 
 }  // namespace smp

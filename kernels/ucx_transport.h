@@ -45,7 +45,6 @@ class UcxTransport : public Transport {
   Status Open(const std::string& net_devices, std::string* address);
   Status Connect(int peer, const void* address);
   void Start();
-  void Stop();  // joins the progress thread; frees nothing
 
   void Send(Message message, Done done) override;
   void Recv(Message message, Done done) override;
@@ -53,6 +52,9 @@ class UcxTransport : public Transport {
   void Break(int peer, const Status& why, bool drain) override;
   bool Holds(uint64_t id) override;
   void Close(double seconds) override;
+  // Closes without a word to those who wait: they belong to a process that is ending.
+  // UCX must be closed all the same, as its own thread runs on into its destructors.
+  void CloseAtExit();
 
   // Sends one control message; errors are not reported, a dead peer has no use for it.
   void SendControl(int peer, Lane lane, const std::string& bytes);
@@ -125,6 +127,8 @@ class UcxTransport : public Transport {
   static Status Verdict(const Request& request, ucs_status_t status, size_t bytes);
   bool WaitUntil(double seconds, const std::function<bool()>& ready);
   void CloseEndpoint(ucp_ep_h endpoint, bool force, double seconds);
+  void Stop();  // joins the progress thread; frees nothing
+  std::vector<std::function<void()>> Destroy(double seconds);  // what is left to report
   void Run();
 
   static void OnSent(void* ucx, ucs_status_t status, void* user);
