@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from smp_tf.frontend.hooks import Recorder
+from smp_tf.frontend.hooks.recording import Recorder
 
 
 @dataclasses.dataclass(frozen=True)

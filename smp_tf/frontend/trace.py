@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from smp_tf.errors import TraceError
-from smp_tf.frontend import hooks
+from smp_tf.frontend.hooks import graphs, recording, self_test
 from smp_tf.frontend.returns import Returns, describe_returns
 from smp_tf.plan.graph import (
     Graph,
@@ -21,7 +21,7 @@ from smp_tf.plan.graph import (
 # Attributes that may differ between processes, or between ranks, without changing what
 # is computed together: seeds (each random operation runs on one rank), and our own
 # marks.
-_NOT_COMPARED = {"seed", "seed2", "_class", *hooks.ATTRIBUTES}
+_NOT_COMPARED = {"seed", "seed2", "_class", *recording.ATTRIBUTES}
 
 # They name what they found wrong; automatic names differ where a script builds one more
 # model on one rank.
@@ -67,10 +67,10 @@ def trace_step(
         TraceError: the step uses a tensor of an enclosing function, calls no
             DistributedModel, or returns nothing that depends on one.
     """
-    hooks.probe()
-    recorder = hooks.Recorder()
+    self_test.run()
+    recorder = recording.Recorder()
     found: list[Returns] = []
-    converted = hooks.with_autograph(function) if autograph else function
+    converted = graphs.with_autograph(function) if autograph else function
 
     def body(*tensors: tf.Tensor) -> list[tf.Tensor]:
         recorder.graph = tf.compat.v1.get_default_graph()
@@ -78,8 +78,8 @@ def trace_step(
         found.append(returns)
         return flat
 
-    with hooks.outside_of_graphs(), hooks.tracing(recorder):
-        func_graph = hooks.trace_function("smp_step", body, specs)
+    with graphs.outside_of_graphs(), recording.tracing(recorder):
+        func_graph = graphs.trace_function("smp_step", body, specs)
     name = getattr(function, "__name__", "step")
     if not recorder.models:
         raise TraceError(
@@ -143,7 +143,7 @@ def _shape(shape: tf.TensorShape) -> tuple[int | None, ...] | None:
 
 def _describe(
     func_graph: tf.Graph,
-    recorder: hooks.Recorder,
+    recorder: recording.Recorder,
     captured: Mapping[str, tf.Tensor],
     variables: tuple[tf.Variable, ...],
     described: tuple[Variable, ...],
@@ -187,7 +187,11 @@ def _describe(
 
 
 def _node(operation: tf.Operation, node_def: Any, digests: "_Digests") -> Node:
-    pin = node_def.attr[hooks.PARTITION].i if hooks.PARTITION in node_def.attr else None
+    pin = (
+        node_def.attr[recording.PARTITION].i
+        if recording.PARTITION in node_def.attr
+        else None
+    )
     return Node(
         name=operation.name,
         op=operation.type,
@@ -197,9 +201,9 @@ def _node(operation: tf.Operation, node_def: Any, digests: "_Digests") -> Node:
             TensorSpec(t.dtype.name, _shape(t.shape)) for t in operation.outputs
         ),
         is_stateful=bool(operation.op_def.is_stateful),
-        layer=hooks.read_attribute(node_def, hooks.LAYER),
-        forward=hooks.read_attribute(node_def, hooks.FORWARD),
-        is_gradient=hooks.GRADIENT in node_def.attr,
+        layer=recording.read_attribute(node_def, recording.LAYER),
+        forward=recording.read_attribute(node_def, recording.FORWARD),
+        is_gradient=recording.GRADIENT in node_def.attr,
         pin=pin,
         digest=digests.of_node(node_def),
     )

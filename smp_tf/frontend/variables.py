@@ -21,7 +21,7 @@ from typing import Any
 import tensorflow as tf
 
 from smp_tf.errors import SmpError
-from smp_tf.frontend import hooks
+from smp_tf.frontend.hooks import graphs, initial_values
 
 # Called stateful because they depend on the device.
 _PURE = ("Placeholder", "StatelessRandomGetAlg", "StatelessRandomGetKeyCounter")
@@ -30,7 +30,7 @@ _is_deferring = contextvars.ContextVar[bool | None]("_is_deferring", default=Non
 """What the innermost ``delay_param_initialization`` says; None outside of all."""
 
 
-class DeferredVariable(hooks.ResourceVariable):
+class DeferredVariable(initial_values.ResourceVariable):
     """A variable without a value: not yet, or because another partition owns it.
 
     The class of an object while that holds. When it gets its value it becomes an
@@ -52,7 +52,7 @@ class DeferredVariable(hooks.ResourceVariable):
 
     def _smp_get_ready(self) -> None:
         """Called before the value is used."""
-        if hooks.is_read_later():
+        if initial_values.is_read_later():
             return
         self._smp_require_local()
         with tf.init_scope():
@@ -86,7 +86,7 @@ class DeferredVariable(hooks.ResourceVariable):
 
 def _ready_first(name: str) -> Callable[..., Any]:
     """A method of ResourceVariable that uses the value."""
-    ordinary = getattr(hooks.ResourceVariable, name)
+    ordinary = getattr(initial_values.ResourceVariable, name)
 
     def method(self: DeferredVariable, *args: Any, **kwargs: Any) -> Any:
         self._smp_get_ready()
@@ -127,13 +127,13 @@ for _name in (
 
 def _make_ordinary(variable: Any) -> None:
     variable._smp_initial = None
-    variable.__class__ = hooks.ResourceVariable
+    variable.__class__ = initial_values.ResourceVariable
 
 
 def _initialize(variable: Any) -> None:
     with tf.device(variable.handle.device):
-        value = hooks.run_as_written(variable._smp_initial)
-    hooks.assign_raw(variable, value)
+        value = initial_values.run_as_written(variable._smp_initial)
+    initial_values.assign_raw(variable, value)
     _make_ordinary(variable)
 
 
@@ -153,7 +153,7 @@ def place(variables: Sequence[Any], owner: Mapping[int, int], partition: int) ->
     """
     with tf.init_scope():
         for each in variables:
-            variable = hooks.variable_of(each.handle)
+            variable = initial_values.variable_of(each.handle)
             if not hasattr(variable, "_smp_owner"):  # never deferred
                 continue
             found = owner.get(id(each.handle), partition)
@@ -171,12 +171,12 @@ def place(variables: Sequence[Any], owner: Mapping[int, int], partition: int) ->
 
 def owner_elsewhere(variable: Any) -> int | None:
     """The partition that has the value of a variable, None if this process has it."""
-    return getattr(hooks.variable_of(variable.handle), "_smp_owner", None)
+    return getattr(initial_values.variable_of(variable.handle), "_smp_owner", None)
 
 
 def _give_up(variable: Any, owner: int) -> None:
     if not isinstance(variable, DeferredVariable):
-        hooks.assign_raw(variable, tf.zeros([0], variable.dtype))
+        initial_values.assign_raw(variable, tf.zeros([0], variable.dtype))
         variable.__class__ = DeferredVariable
     variable._smp_initial, variable._smp_owner = None, owner
 
@@ -229,7 +229,7 @@ def _create(next_creator: Callable[..., Any], **kwargs: Any) -> Any:
             f"the initial value's shape {value.shape} does not fit the variable's"
             f" shape: variable={kwargs.get('name')!r} shape={shape}"
         )
-    variable = hooks.UninitializedVariable(
+    variable = initial_values.UninitializedVariable(
         trainable=kwargs.get("trainable"),
         name=kwargs.get("name"),
         shape=shape,
@@ -242,7 +242,7 @@ def _create(next_creator: Callable[..., Any], **kwargs: Any) -> Any:
     variable._smp_owner = None  # of the object: ``place`` asks for it in any class
     if tf.is_tensor(initial):
         with tf.init_scope():
-            hooks.assign_raw(variable, initial)
+            initial_values.assign_raw(variable, initial)
         _make_ordinary(variable)
     else:
         variable._smp_initial = initial
@@ -256,7 +256,7 @@ def _can_wait(initial_value: Any, kwargs: Mapping[str, Any]) -> bool:
     return (
         is_eager
         and callable(initial_value)
-        and not isinstance(initial_value, hooks.CheckpointInitialValueCallable)
+        and not isinstance(initial_value, initial_values.CheckpointInitialValueCallable)
         and not tf.distribute.has_strategy()
         and kwargs.get("caching_device") is None
         and kwargs.get("variable_def") is None
@@ -268,26 +268,26 @@ def _can_wait(initial_value: Any, kwargs: Mapping[str, Any]) -> bool:
 
 def _trace_or_run(initializer: Callable[[], tf.Tensor]) -> Any:
     """The FuncGraph of the initializer, or its value where it cannot wait."""
-    before = hooks.RandomState()
+    before = initial_values.RandomState()
     try:
-        with hooks.eager_seeds() as seeds:
-            graph = hooks.trace_function(hooks.INITIAL_VALUE, initializer, [])
+        with initial_values.eager_seeds() as seeds:
+            graph = graphs.trace_function(initial_values.INITIAL_VALUE, initializer, [])
     except Exception:  # it needs a seed's state, or values: it shall have them
         return _run_again(initializer, before)
     if _is_pure(graph, seeds) and graph.outputs[0].shape.is_fully_defined():
         return graph
-    return hooks.run_as_written(graph)
+    return initial_values.run_as_written(graph)
 
 
 def _run_again(initializer: Callable[[], tf.Tensor], before: Any) -> tf.Tensor:
     """Run eagerly what a trace has begun, as if there had been no trace."""
-    traced = hooks.RandomState()
+    traced = initial_values.RandomState()
     before.restore()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is unseeded and being called multiple")
         value = initializer()
     # A Keras initializer draws its seed in its first call and keeps it.
-    if hooks.RandomState().is_keras_state_of(before):
+    if initial_values.RandomState().is_keras_state_of(before):
         traced.restore_keras()
     return value
 

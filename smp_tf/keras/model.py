@@ -9,7 +9,8 @@ from typing import Any
 import tensorflow as tf
 
 from smp_tf.errors import SmpError
-from smp_tf.frontend import hooks, variables
+from smp_tf.frontend import variables
+from smp_tf.frontend.hooks import recording
 from smp_tf.runtime import session
 from smp_tf.runtime.placement import Placement
 
@@ -93,7 +94,7 @@ class DistributedModel(tf.keras.Model):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         session.current(f"DistributedModel ({self.name})")
-        if not hooks.is_tracing():
+        if not recording.is_tracing():
             raise SmpError(
                 "a DistributedModel is called inside a function decorated with"
                 " smp.step, where its partitions run in a pipeline:"
@@ -157,7 +158,7 @@ class DistributedModel(tf.keras.Model):
 
     def _local(self, every: list[tf.Variable]) -> list[tf.Variable]:
         placement = self.placement
-        if placement is None or hooks.is_tracing() or _is_showing_all.get():
+        if placement is None or recording.is_tracing() or _is_showing_all.get():
             return every
         mine = session.pp_rank()
         return [
@@ -179,6 +180,6 @@ class DistributedModel(tf.keras.Model):
         return self._local(super().non_trainable_weights)
 
 
-setattr(DistributedModel, hooks.DISTRIBUTED_MARK, True)
+setattr(DistributedModel, recording.DISTRIBUTED_MARK, True)
 # Keras calls no ``build`` with this mark by itself: it would call the model.
 setattr(DistributedModel.build, "_is_default", True)

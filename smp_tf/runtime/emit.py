@@ -22,7 +22,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from smp_tf.frontend import hooks
+from smp_tf.frontend.hooks import graphs
 from smp_tf.plan.graph import Graph
 from smp_tf.plan.program import Instruction, Operation, Program
 from smp_tf.plan.segment import Segment, SegmentPlan
@@ -81,15 +81,15 @@ def emit(inputs: EmitInputs) -> Emitted:
         emitter.append(_Emitter(inputs, values))
         return emitter[-1].run()
 
-    with hooks.outside_of_graphs():
-        graph = hooks.trace_function(
+    with graphs.outside_of_graphs():
+        graph = graphs.trace_function(
             f"smp_rank_{inputs.program.pp_rank}",
             body,
             inputs.values,
             control_dependencies=False,
         )
         graph.control_outputs = emitter[-1].last
-        function = hooks.concrete(graph)
+        function = graphs.concrete(graph)
     return Emitted(function, emitter[-1].returned, emitter[-1].summed)
 
 
@@ -104,10 +104,10 @@ class _Emitter:
         self.sums: dict[int, tf.Tensor] = {}
         self.sum_groups = self._sum_groups()
         self.calls = {
-            stage: [(piece, hooks.Calls(function)) for piece, function in pieces]
+            stage: [(piece, graphs.Calls(function)) for piece, function in pieces]
             for stage, pieces in inputs.functions.items()
         }
-        self.adders: dict[tuple[int, ...], hooks.Calls] = {}
+        self.adders: dict[tuple[int, ...], graphs.Calls] = {}
         self.returned: dict[int, tuple[int, ...]] = {}
         self.summed: dict[int, int] = {}
         self._feed(values)
@@ -171,7 +171,7 @@ class _Emitter:
             return _add_all(*sums, *values)
         if positions not in self.adders:
             specs = [tf.TensorSpec(each.shape, each.dtype) for each in sums + values]
-            self.adders[positions] = hooks.Calls(noinline(_add_all, specs))
+            self.adders[positions] = graphs.Calls(noinline(_add_all, specs))
         return self.adders[positions](*sums, *values)
 
     def _sum_groups(self) -> Mapping[int, list[list[tuple[int, ...]]]]:

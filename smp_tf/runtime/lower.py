@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import graph_pb2, types_pb2
 
-from smp_tf.frontend import hooks
+from smp_tf.frontend.hooks import graphs, recording
 from smp_tf.frontend.trace import StepTrace
 from smp_tf.plan.segment import Segment
 
@@ -30,7 +30,7 @@ def lower_segments(
     graph_def = trace.func_graph.as_graph_def()
     defs = {node.name: node for node in graph_def.node}
     functions: dict[int, list[tuple[Segment, Any]]] = {}
-    with hooks.outside_of_graphs():
+    with graphs.outside_of_graphs():
         for segment in segments:
             part = graph_pb2.GraphDef(
                 versions=graph_def.versions, library=graph_def.library
@@ -55,7 +55,7 @@ def _cut_out(defs: dict[str, Any], segment: Segment) -> list[Any]:
         kept = [i for i in node.input if not i.startswith("^") or i[1:] in names]
         del node.input[:]
         node.input.extend(kept)
-        for key in (*hooks.ATTRIBUTES, "_class"):
+        for key in (*recording.ATTRIBUTES, "_class"):
             node.attr.pop(key, None)
         nodes += _in_order(node)
     return nodes

@@ -88,9 +88,9 @@ def partition(index: int) -> Iterator[None]:
         _warn_ignored()
         yield
         return
-    from smp_tf.frontend import hooks
+    from smp_tf.frontend.hooks import recording
 
-    with hooks.attributes(**{hooks.PARTITION: index}):
+    with recording.attributes(**{recording.PARTITION: index}):
         yield
 
 

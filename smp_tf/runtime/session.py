@@ -5,6 +5,7 @@ Everything here is public as ``smp.<name>`` and, but for ``init`` and
 """
 
 import itertools
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,8 @@ def init(config: Mapping[str, Any] | None = None) -> None:
             not have the same configuration.
         TransportError: a rank did not come within timeout_s, or failed on the way.
         SmpError: it was called before.
+        TraceError: TensorFlow is loaded, and a private place of it that this library
+            needs is not as it was; names it and the versions known to work.
     """
     global _session
     if _session is not None:
@@ -54,6 +57,12 @@ def init(config: Mapping[str, Any] | None = None) -> None:
             "smp.init() was called a second time in this process. Call it once, or "
             "smp.shutdown() in between."
         )
+    # A process that only sends messages need not load TensorFlow for this; one that
+    # loads it later has it tested by its first trace.
+    if "tensorflow" in sys.modules:
+        from smp_tf.frontend.hooks import self_test
+
+        self_test.run()
     _session = join(config, next(_epochs))
 
 

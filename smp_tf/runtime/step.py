@@ -11,7 +11,8 @@ from typing import Any
 import tensorflow as tf
 
 from smp_tf.errors import ConfigError
-from smp_tf.frontend import hooks, variables
+from smp_tf.frontend import variables
+from smp_tf.frontend.hooks import graphs
 from smp_tf.frontend.trace import StepTrace, trace_step
 from smp_tf.plan.piece import split_segment
 from smp_tf.plan.program import lower_program, num_channels
@@ -112,18 +113,18 @@ class Step:
         """As a method: ``self`` is the first argument, a constant of the trace."""
         return self if instance is None else _Method(self, instance)
 
-    @hooks.unconverted
+    @graphs.unconverted
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.run(self.read(args, kwargs))
 
     def run(self, arguments: Arguments) -> Any:
         """Build the step for these arguments, if need be, and call it."""
         built = self.build(arguments)
-        with hooks.without_tapes():
+        with graphs.without_tapes():
             flat = built.function(*arguments.values)
         return built.results.of(flat)
 
-    @hooks.unconverted
+    @graphs.unconverted
     def plan(self, *args: Any, **kwargs: Any) -> StepPlan:
         """Trace, partition and schedule for these arguments without running anything.
 
@@ -289,11 +290,11 @@ class _Method:
         functools.update_wrapper(self, bound)
         self._step, self._instance = bound, instance
 
-    @hooks.unconverted
+    @graphs.unconverted
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._step.run(self._read(args, kwargs))
 
-    @hooks.unconverted
+    @graphs.unconverted
     def plan(self, *args: Any, **kwargs: Any) -> StepPlan:
         """See ``Step.plan``."""
         return self._step.build(self._read(args, kwargs)).plan

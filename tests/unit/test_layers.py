@@ -170,6 +170,13 @@ def test_files_stay_small(name, path):
     assert len(path.read_text().splitlines()) <= 600, f"split {name}"
 
 
+@pytest.mark.parametrize(("name", "path"), MODULES, ids=IDS)
+def test_private_tensorflow_is_imported_by_the_hooks_only(name, path):
+    if not name.startswith("smp_tf.frontend.hooks."):
+        private = ("tensorflow.python", "tf_keras.src", "keras.src")
+        assert not [found for found in imports(name, path) if found.startswith(private)]
+
+
 # The rules themselves: what they would catch.
 
 

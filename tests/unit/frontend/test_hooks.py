@@ -1,15 +1,21 @@
 """The private TensorFlow hooks: the self-test, what they record, that they go away."""
 
+import contextlib
+import pathlib
+import subprocess
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import tensorflow as tf
-from tensorflow.python.eager import backprop, execute, record
-from tensorflow.python.ops import gradients_util
+from tensorflow.python import pywrap_tfe
+from tensorflow.python.eager import backprop, context, execute, record
+from tensorflow.python.ops import gradients_util, random_ops
 
 import smp_tf as smp
-from smp_tf.frontend import hooks
+from smp_tf.frontend.hooks import graphs, initial_values, recording, self_test
 
 PLACES = [
     (execute, "record_gradient"),
@@ -28,15 +34,15 @@ def current() -> list[Any]:
 
 def traced(function: Callable[..., Any], *shapes: list[int]) -> tuple[Any, Any]:
     """(recorder, nodes by name) of a function traced with all hooks in place."""
-    recorder = hooks.Recorder()
+    recorder = recording.Recorder()
 
     def body(*tensors: tf.Tensor) -> Any:
         recorder.graph = tf.compat.v1.get_default_graph()
         return function(*tensors)
 
     specs = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
-    with hooks.outside_of_graphs(), hooks.tracing(recorder):
-        graph = hooks.trace_function("test", body, specs)
+    with graphs.outside_of_graphs(), recording.tracing(recorder):
+        graph = graphs.trace_function("test", body, specs)
     return recorder, {node.name: node for node in graph.as_graph_def().node}
 
 
@@ -44,7 +50,7 @@ def forward_ops(nodes: dict[str, Any], op: str) -> list[str]:
     """Kinds of operation that the gradient operations of this kind belong to."""
     found = []
     for node in nodes.values():
-        forward = hooks.read_attribute(node, hooks.FORWARD)
+        forward = recording.read_attribute(node, recording.FORWARD)
         if node.op == op and forward:
             found.append(nodes[forward].op)
     return found
@@ -52,60 +58,145 @@ def forward_ops(nodes: dict[str, Any], op: str) -> list[str]:
 
 def test_the_self_test_passes_and_leaves_nothing(monkeypatch: Any) -> None:
     before = current()
-    monkeypatch.setattr(hooks, "_is_probed", False)
-    hooks.probe()
-    assert hooks._is_probed
+    monkeypatch.setattr(self_test, "_is_passed", False)
+    self_test.run()
+    assert self_test._is_passed
     assert current() == before
 
 
 @pytest.mark.parametrize(
     "broken, complaint",
     [
-        (6, "Layer.__call__"),
-        (5, "GradientTape.gradient or tf.gradients"),
-        (4, "GradientTape.gradient or tf.gradients"),
-        (3, "do not know their forward"),
-        (0, "do not know their forward"),
+        ("__call__", "Layer.__call__ does not mark"),
+        ("gradient", "GradientTape.gradient or tf.gradients does not report"),
+        ("_GradientsHelper", "GradientTape.gradient or tf.gradients does not report"),
+        ("_maybe_colocate_with", "do not know their forward"),
+        ("record_gradient", "do not know their forward"),
+        ("record_operation", "record_operation does not mark a custom gradient"),
     ],
 )
-def test_the_self_test_notices_a_hook_that_does_nothing(
-    monkeypatch: Any, broken: int, complaint: str
+def test_init_notices_a_wrapped_place_that_nothing_goes_through(
+    monkeypatch: Any, broken: str, complaint: str
 ) -> None:
-    """As a future TensorFlow that no longer goes through the wrapped place."""
-    places = list(hooks._PLACES)
-    owner, name, _ = places[broken]
-    places[broken] = (owner, name, lambda original: original)
-    monkeypatch.setattr(hooks, "_PLACES", places)
-    monkeypatch.setattr(hooks, "_is_probed", False)
-    with pytest.raises(smp.TraceError) as caught:
-        hooks.probe()
+    """As a future TensorFlow that takes another way."""
+    places = [
+        (owner, name, (lambda original: original) if broken == name else wrapper)
+        for owner, name, wrapper in recording._PLACES
+    ]
+    monkeypatch.setattr(recording, "_PLACES", places)
+    expect_refusal(monkeypatch, complaint)
+
+
+def expect_refusal(monkeypatch: Any, complaint: str) -> None:
+    monkeypatch.setattr(self_test, "_is_passed", False)
+    try:
+        with pytest.raises(smp.TraceError) as caught:
+            smp.init()
+    finally:
+        smp.shutdown()
     assert complaint in str(caught.value)
     assert f"tensorflow={tf.__version__}" in str(caught.value)
-    assert not hooks._is_probed
+    assert f"known to work: {self_test.KNOWN_VERSIONS}" in str(caught.value)
+    assert not self_test._is_passed
+    assert not smp.is_initialized()
 
 
-def test_the_self_test_names_a_place_that_is_gone(monkeypatch: Any) -> None:
+def test_init_names_a_place_that_is_gone(monkeypatch: Any) -> None:
     missing = (tf.GradientTape, "no_such_method", lambda original: original)
-    monkeypatch.setattr(hooks, "_PLACES", (*hooks._PLACES, missing))
-    monkeypatch.setattr(hooks, "_is_probed", False)
+    monkeypatch.setattr(recording, "_PLACES", (*recording._PLACES, missing))
     before = current()
-    with pytest.raises(smp.TraceError, match=f"no_such_method.*{tf.__version__}"):
-        hooks.probe()
+    expect_refusal(monkeypatch, "no_such_method")
     assert current() == before
+
+
+_create_op_internal = tf.Graph._create_op_internal
+
+
+def create_with_inputs_swapped(
+    graph: Any, op_type: str, inputs: list[Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Of those operations that repeat a call."""
+    if "_disable_call_shape_inference" in (kwargs.get("attrs") or {}):
+        inputs = inputs[::-1]
+    return _create_op_internal(graph, op_type, inputs, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "owner, name, replacement, complaint",
+    [
+        (record, "stop_recording", contextlib.nullcontext, "keep a call out of a tape"),
+        (
+            pywrap_tfe,
+            "TFE_Py_TapeSetIsStopped",
+            lambda: False,
+            "gradient operations",
+        ),
+        (
+            tf.Graph,
+            "_create_op_internal",
+            create_with_inputs_swapped,
+            "does not repeat an operation",
+        ),
+        (recording, "_LIBRARIES", ("smp_tf",), "does not write out a tf.function"),
+        (
+            random_ops,
+            "random_seed",
+            types.SimpleNamespace(get_seed=lambda seed: (1, 2)),
+            "random_seed.get_seed",
+        ),
+        (
+            initial_values.ResourceVariable,
+            "value",
+            lambda variable: tf.zeros([2]),
+            "not how a value is read",
+        ),
+        (initial_values, "variable_of", lambda handle: None, "does not know"),
+        (initial_values, "_SCRATCH_GRAPHS", ("renamed",), "has another name"),
+        (context.Context, "function_call_options", None, "function_call_options"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_init_notices_a_hook_that_changed(
+    monkeypatch: Any, owner: Any, name: str, replacement: Any, complaint: str
+) -> None:
+    monkeypatch.setattr(owner, name, replacement)
+    expect_refusal(monkeypatch, complaint)
+
+
+def test_the_self_test_leaves_seeds_and_runtime_alone() -> None:
+    """A script chooses seeds, devices and threads after smp.init, or before."""
+    program = """
+import tensorflow as tf, smp_tf as smp
+from tensorflow.python.eager import context
+tf.keras.utils.set_random_seed(7)
+%s
+assert not context.context()._initialized
+tf.config.threading.set_intra_op_parallelism_threads(1)
+print(tf.random.uniform([2]).numpy(), tf.keras.initializers.HeNormal()([2]).numpy())
+"""
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", program % line],
+            capture_output=True, text=True, timeout=120, check=True,
+            cwd=pathlib.Path(__file__).resolve().parents[3],
+        ).stdout
+        for line in ("", "smp.init()")
+    ]  # fmt: skip
+    assert printed[0] == printed[1] != ""
 
 
 @pytest.mark.parametrize("error", [None, KeyError("inside")])
 def test_tensorflow_is_restored_after_tracing(error: Exception | None) -> None:
     before = current()
     try:
-        with hooks.tracing(hooks.Recorder()):
-            assert hooks.is_tracing()
+        with recording.tracing(recording.Recorder()):
+            assert recording.is_tracing()
             assert all(now is not then for now, then in zip(current(), before))
             if error is not None:
                 raise error
     except KeyError as caught:
         assert caught is error
-    assert not hooks.is_tracing()
+    assert not recording.is_tracing()
     assert current() == before
     x = tf.Variable(3.0)
     with tf.GradientTape() as tape:
@@ -115,12 +206,12 @@ def test_tensorflow_is_restored_after_tracing(error: Exception | None) -> None:
 
 
 def test_tracing_does_not_nest() -> None:
-    with hooks.tracing(hooks.Recorder()):
+    with recording.tracing(recording.Recorder()):
         with pytest.raises(smp.TraceError, match="while another step is traced"):
-            with hooks.tracing(hooks.Recorder()):
+            with recording.tracing(recording.Recorder()):
                 pytest.fail("entered")
-        assert hooks.is_tracing()
-    assert not hooks.is_tracing()
+        assert recording.is_tracing()
+    assert not recording.is_tracing()
 
 
 @pytest.mark.parametrize("style", ["tape", "persistent", "graph"])
@@ -137,7 +228,7 @@ def test_gradient_operations_know_their_forward(style: str) -> None:
     recorder, nodes = traced(function, [2, 3], [3, 4])
     assert forward_ops(nodes, "TanhGrad") == ["Tanh"]
     assert forward_ops(nodes, "MatMul") == ["MatMul", "MatMul"]
-    marked = [node for node in nodes.values() if hooks.GRADIENT in node.attr]
+    marked = [node for node in nodes.values() if recording.GRADIENT in node.attr]
     assert {"TanhGrad", "MatMul"} <= {node.op for node in marked}
     assert not any(node.op == "Tanh" for node in marked)
     assert [tensor.op.type for tensor in recorder.losses] == ["Sum"]
@@ -164,9 +255,9 @@ def test_calls_and_custom_gradients_know_their_forward() -> None:
     # TensorFlow wraps the results of a custom gradient in an IdentityN.
     assert forward_ops(nodes, "Minimum") == ["IdentityN"]
     calls = [n for n in nodes.values() if "PartitionedCall" in n.op]
-    backward = [n for n in calls if hooks.GRADIENT in n.attr]
+    backward = [n for n in calls if recording.GRADIENT in n.attr]
     assert len(calls) == 2 and len(backward) == 1
-    assert hooks.read_attribute(backward[0], hooks.FORWARD) in nodes
+    assert recording.read_attribute(backward[0], recording.FORWARD) in nodes
     assert forward_ops(nodes, backward[0].op) == [backward[0].op]
 
 
@@ -186,17 +277,17 @@ class Outer(tf.keras.layers.Layer):
 
 def test_layers_are_marked_with_their_path() -> None:
     model, outside = Outer(name="model"), Inner(name="outside")
-    setattr(model, hooks.DISTRIBUTED_MARK, True)
+    setattr(model, recording.DISTRIBUTED_MARK, True)
 
     def function(x: tf.Tensor) -> Any:
         return tf.exp(outside(model(x)))
 
     recorder, nodes = traced(function, [3])
-    layer = {n.op: hooks.read_attribute(n, hooks.LAYER) for n in nodes.values()}
+    layer = {n.op: recording.read_attribute(n, recording.LAYER) for n in nodes.values()}
     assert layer["Cos"] == layer["Tan"] == "model"
     assert layer["Exp"] == ""
     sines = [n for n in nodes.values() if n.op == "Sin"]
-    assert sorted(hooks.read_attribute(n, hooks.LAYER) for n in sines) == [
+    assert sorted(recording.read_attribute(n, recording.LAYER) for n in sines) == [
         "",  # a layer outside every DistributedModel
         "model/inner",
     ]
@@ -211,7 +302,7 @@ def test_a_failing_layer_leaves_the_path() -> None:
 
     model, failing = Outer(name="model"), Failing(name="failing")
     for each in (model, failing):
-        setattr(each, hooks.DISTRIBUTED_MARK, True)
+        setattr(each, recording.DISTRIBUTED_MARK, True)
 
     def function(x: tf.Tensor) -> Any:
         with pytest.raises(ValueError, match="broken"):
@@ -220,7 +311,7 @@ def test_a_failing_layer_leaves_the_path() -> None:
 
     _, nodes = traced(function, [3])
     sine = next(n for n in nodes.values() if n.op == "Sin")
-    assert hooks.read_attribute(sine, hooks.LAYER) == "model/inner"
+    assert recording.read_attribute(sine, recording.LAYER) == "model/inner"
 
 
 def test_tapes_work_after_leaving_the_graphs() -> None:
@@ -231,7 +322,7 @@ def test_tapes_work_after_leaving_the_graphs() -> None:
     @tf.function
     def function() -> tf.Tensor:
         with tf.GradientTape() as outer:
-            with hooks.outside_of_graphs():
+            with graphs.outside_of_graphs():
                 assert tf.executing_eagerly()
                 with tf.GradientTape() as tape:
                     y = variable**3
@@ -245,12 +336,12 @@ def test_tapes_work_after_leaving_the_graphs() -> None:
 
 def test_attributes_are_read_back_and_end_with_their_block() -> None:
     with tf.Graph().as_default() as graph:
-        with hooks.attributes(**{hooks.LAYER: "a/b", hooks.PARTITION: 3}):
+        with recording.attributes(**{recording.LAYER: "a/b", recording.PARTITION: 3}):
             inside = tf.constant(1).op
         outside = tf.constant(2).op
-    assert hooks.read_attribute(inside.node_def, hooks.LAYER) == "a/b"
-    assert inside.node_def.attr[hooks.PARTITION].i == 3
-    assert hooks.read_attribute(outside.node_def, hooks.LAYER) == ""
+    assert recording.read_attribute(inside.node_def, recording.LAYER) == "a/b"
+    assert inside.node_def.attr[recording.PARTITION].i == 3
+    assert recording.read_attribute(outside.node_def, recording.LAYER) == ""
     assert graph is not None
 
 
@@ -258,7 +349,7 @@ def test_without_tapes_keeps_a_call_out_of_the_tape() -> None:
     x = tf.Variable(3.0)
     with tf.GradientTape() as tape:
         y = x * 2.0
-        with hooks.without_tapes():
+        with graphs.without_tapes():
             z = x * 5.0
         total = y + z
     assert float(tape.gradient(total, x)) == 2.0
@@ -280,7 +371,7 @@ def test_repeated_calls_compute_and_have_the_shapes_of_the_first(
 
     @tf.function(autograph=False)
     def outer(x: tf.Tensor) -> list[tf.Tensor]:
-        calls = hooks.Calls(called)
+        calls = graphs.Calls(called)
         results = [calls(x * factor) for factor in (1.0, 2.0, 3.0)]
         for result in results:
             assert [t.shape for t in result[:2]] == [[2], []]

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import smp_tf as smp
-from smp_tf.frontend import hooks
+from smp_tf.frontend.hooks import recording
 from smp_tf.frontend.trace import StepTrace, trace_step
 from smp_tf.plan.graph import Graph
 from smp_tf.plan.roles import touched_variables
@@ -325,7 +325,7 @@ def test_after_an_error_the_next_trace_works() -> None:
 
     with pytest.raises(KeyError, match="of the user"):
         trace(failing, tf.zeros([4, 5]), autograph=False)
-    assert not hooks.is_tracing()
+    assert not recording.is_tracing()
     trace(lambda x: model(x), tf.zeros([4, 5]))
 
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import smp_tf as smp
-from smp_tf.frontend import hooks
+from smp_tf.frontend.hooks import recording
 from smp_tf.runtime.placement import Placement
 from tests.models import mlp
 from tests.unit.one_process import session
@@ -86,7 +86,7 @@ def test_variables_are_the_local_ones_outside_and_all_inside_of_steps() -> None:
         v.name for v in every[:4] if not v.trainable
     }
     assert inside == [6]
-    with hooks.tracing(hooks.Recorder()):  # as when the step is traced again
+    with recording.tracing(recording.Recorder()):  # as when the step is traced again
         assert len(model.trainable_variables) == 6 and len(model.variables) == 8
     smp.shutdown()  # without a session nothing is remote
     assert model.placement is None and len(model.weights) == 8
@@ -97,7 +97,7 @@ def test_the_placement_is_no_part_of_checkpoints_and_weights() -> None:
     smp.step(lambda x: model(x))(tf.zeros([2, 3]))
     assert model.placement is not None
     assert not any("smp" in name for name in model._trackable_children())
-    assert getattr(smp.DistributedModel, hooks.DISTRIBUTED_MARK)
+    assert getattr(smp.DistributedModel, recording.DISTRIBUTED_MARK)
 
 
 def test_nested_distributed_models() -> None:
