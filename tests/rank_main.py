@@ -23,6 +23,8 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     # Nothing outlives the test process, not even when that is killed.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # A shell that starts the tests in the background makes its children ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # A core that went away (another container's limits) is no reason to fail.
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, [int(os.environ["SMP_TEST_CORE"])])

@@ -9,6 +9,7 @@ import tensorflow as tf
 from smp_tf.errors import TraceError
 from smp_tf.frontend.hooks import graphs, recording, self_test
 from smp_tf.frontend.returns import Returns, describe_returns
+from smp_tf.frontend.writes import Writes
 from smp_tf.plan.graph import (
     Graph,
     Node,
@@ -117,11 +118,18 @@ def _describe_variables(
     placeholder = {id(outside): name for name, outside in captured.items()}
     seen: dict[int, tuple[tf.Variable, Variable]] = {}
 
+    # As Keras says it: a frozen layer's variables keep their own ``trainable``.
+    trained = {
+        id(variable.handle)
+        for model in models
+        for variable in model.global_trainable_variables
+    }
+
     def add(variable: tf.Variable, in_model: bool) -> None:
         if id(variable.handle) not in seen:
             spec = TensorSpec(variable.dtype.name, _shape(variable.shape))
             name = placeholder.get(id(variable.handle), "")
-            trainable = bool(variable.trainable)
+            trainable = id(variable.handle) in trained
             described = Variable(variable.name, spec, trainable, in_model, name)
             seen[id(variable.handle)] = (variable, described)
 
@@ -153,7 +161,10 @@ def _describe(
     graph_def = func_graph.as_graph_def()
     defs = {node_def.name: node_def for node_def in graph_def.node}
     digests = _Digests(graph_def)
-    nodes = [_node(each, defs[each.name], digests) for each in operations]
+    writes = Writes(
+        graph_def.library, lambda op: func_graph.op_def_for_type(op).is_stateful
+    )
+    nodes = [_node(each, defs[each.name], digests, writes) for each in operations]
     must_run = {operation.name for operation in func_graph.control_outputs}
     index = {id(variable.handle): i for i, variable in enumerate(variables)}
     gradient_of = {}
@@ -186,7 +197,9 @@ def _describe(
     ).without_dead_nodes()
 
 
-def _node(operation: tf.Operation, node_def: Any, digests: "_Digests") -> Node:
+def _node(
+    operation: tf.Operation, node_def: Any, digests: "_Digests", writes: Writes
+) -> Node:
     pin = (
         node_def.attr[recording.PARTITION].i
         if recording.PARTITION in node_def.attr
@@ -205,6 +218,7 @@ def _node(operation: tf.Operation, node_def: Any, digests: "_Digests") -> Node:
         forward=recording.read_attribute(node_def, recording.FORWARD),
         is_gradient=recording.GRADIENT in node_def.attr,
         pin=pin,
+        writes=writes.of_operation(operation, node_def),
         digest=digests.of_node(node_def),
     )
 

@@ -23,6 +23,15 @@ _ONLY_PART = (
 )
 
 
+@contextlib.contextmanager
+def _showing_all() -> Iterator[None]:
+    token = _is_showing_all.set(True)
+    try:
+        yield
+    finally:
+        _is_showing_all.reset(token)
+
+
 def _refuse(name: str, remedy: str, always: bool) -> Callable[..., Any]:
     """A method of ``tf.keras.Model`` that would take part of a model for all of it, or
     that would call the model outside a step."""
@@ -142,11 +151,14 @@ class DistributedModel(tf.keras.Model):
     @property
     def global_variables(self) -> list[tf.Variable]:
         """All variables of the model, of all partitions."""
-        token = _is_showing_all.set(True)
-        try:
+        with _showing_all():
             return list(super().weights)
-        finally:
-            _is_showing_all.reset(token)
+
+    @property
+    def global_trainable_variables(self) -> list[tf.Variable]:
+        """All variables that are trained, of all partitions."""
+        with _showing_all():
+            return list(super().trainable_weights)
 
     def _first_elsewhere(self) -> str:
         """For an error's text."""

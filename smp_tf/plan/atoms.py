@@ -94,7 +94,7 @@ def _check_variables(graph: Graph, roles: Roles, chosen: Mapping[str, int]) -> N
     users: dict[int, dict[int, Node]] = {}
     for node in graph.nodes:
         if node.name in chosen:
-            for index in _used_variables(graph, roles, node):
+            for index in used_variables(graph, roles, node):
                 users.setdefault(index, {}).setdefault(chosen[node.name], node)
     for index, by_partition in users.items():
         if len(by_partition) > 1:
@@ -109,7 +109,7 @@ def _check_variables(graph: Graph, roles: Roles, chosen: Mapping[str, int]) -> N
             )
 
 
-def _used_variables(graph: Graph, roles: Roles, node: Node) -> list[int]:
+def used_variables(graph: Graph, roles: Roles, node: Node) -> list[int]:
     """Model variables that ``node`` reads, writes, or computes with directly."""
     direct = touched_variables(graph, node)
     read = [
@@ -159,7 +159,7 @@ def _layer_groups(graph: Graph, roles: Roles) -> _Groups:
     groups = _Groups()
     current, layer, known = -1, None, set[int]()
     for node in nodes:
-        used = set(_used_variables(graph, roles, node))
+        used = set(used_variables(graph, roles, node))
         is_new = node.layer != layer or (
             node.layer in composite and bool(known) and not used <= known
         )
@@ -177,7 +177,7 @@ def _join_shared(graph: Graph, roles: Roles, groups: _Groups) -> None:
         group = groups.group_of.get(node.name)
         if group is None:
             continue
-        for index in _used_variables(graph, roles, node):
+        for index in used_variables(graph, roles, node):
             groups.join(group, first_user.setdefault(index, group))
             users.append(node.name)
         for tensor in node.inputs:
@@ -218,7 +218,7 @@ def _atoms(
     of_variable: dict[int, int] = {}
     for node in graph.nodes:
         if node.name in atom_of:
-            for index in _used_variables(graph, roles, node):
+            for index in used_variables(graph, roles, node):
                 of_variable.setdefault(index, atom_of[node.name])
     last = max(len(number), 1) - 1
     for (
@@ -282,7 +282,7 @@ def _attribute_forward(
             continue
         owners = [
             of_variable[i]
-            for i in _used_variables(graph, roles, node)
+            for i in used_variables(graph, roles, node)
             if i in of_variable
         ]
         touched = [i for i in touched_variables(graph, node) if i in of_variable]

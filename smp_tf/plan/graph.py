@@ -95,6 +95,7 @@ class Node:
             to; "" where tracing could not tell.
         is_gradient: made while differentiating (tape, tf.gradients).
         pin: partition asked for with ``smp.partition``, None when not.
+        writes: those of its inputs whose resource it may change.
         digest: hash of the attributes, for comparing ranks.
     """
 
@@ -108,6 +109,7 @@ class Node:
     forward: str = ""
     is_gradient: bool = False
     pin: int | None = None
+    writes: tuple[str, ...] = ()
     digest: str = ""
 
 

@@ -65,7 +65,7 @@ def _number_nodes(
         number[name] = current
         filled += returned.get(name, 0)
     nodes = [graph.by_name[name] for name in segment.nodes]
-    writes = any(node.is_stateful and "Assign" in node.op for node in nodes)
+    writes = any(node.writes for node in nodes)
     first_use: dict[str, int] = {}
     for node in reversed(nodes):
         is_read = node.op == "ReadVariableOp" and not writes

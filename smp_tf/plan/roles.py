@@ -15,11 +15,9 @@ placed     runs on exactly one partition
 import dataclasses
 from collections.abc import Mapping
 
+from smp_tf.errors import PartitionError
 from smp_tf.plan.graph import Graph, Node, node_of
 
-_READS = frozenset(
-    {"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape"}
-)
 _SHAPE_OPS = frozenset({"Shape", "ShapeN", "Size", "Rank"})
 
 
@@ -52,6 +50,44 @@ def touched_variables(graph: Graph, node: Node) -> list[int]:
         for name in map(node_of, node.inputs)
         if name in graph.variable_of
     ]
+
+
+def written_variables(graph: Graph, node: Node) -> set[int]:
+    """Variables that ``node`` may change."""
+    written = map(node_of, node.writes)
+    return {graph.variable_of[name] for name in written if name in graph.variable_of}
+
+
+def require_one_home(graph: Graph) -> None:
+    """Refuse what would have to run on one partition and on all of them.
+
+    Raises:
+        PartitionError: an operation uses a variable of a model and changes another
+            one; names them.
+    """
+    for node in graph.nodes:
+        names = [
+            graph.variables[i].name
+            for i in touched_variables(graph, node)
+            if graph.variables[i].in_model
+        ]
+        outside = _changed_outside(graph, node) if names else None
+        if outside:
+            changed = [
+                (
+                    graph.variables[graph.variable_of[name]].name
+                    if name in graph.variable_of
+                    else name
+                )
+                for name in sorted(outside)
+            ]
+            raise PartitionError(
+                "one operation must not use a variable of a model, which one partition"
+                " has, and change one that every rank has:"
+                f" operation={node.name!r} ({node.op}) layer={node.layer!r}"
+                f" uses={names[0]!r} changes={changed}; change it before or after the"
+                " loop, or make it an attribute of the model"
+            )
 
 
 def assign_roles(graph: Graph) -> Roles:
@@ -102,32 +138,24 @@ def _free(graph: Graph) -> frozenset[str]:
 
 
 def _everywhere(graph: Graph) -> frozenset[str]:
+    """What changes a resource of the process: a metric, a counter, a generator."""
+    return frozenset(node.name for node in graph.nodes if _changed_outside(graph, node))
+
+
+def _changed_outside(graph: Graph, node: Node) -> set[str]:
+    """Placeholders of what ``node`` changes that belongs to no model."""
     captures = set(graph.captures)
-    found = set()
-    for node in graph.nodes:
-        if not node.is_stateful or node.op in _READS:
-            continue
-        resources = {node_of(tensor) for tensor in node.inputs} & captures
-        outside = [
-            name
-            for name in resources
-            if graph.by_name[name].outputs[0].dtype == "resource"
-            and not (
-                name in graph.variable_of
-                and graph.variables[graph.variable_of[name]].in_model
-            )
-        ]
-        if outside:
-            found.add(node.name)
-    return frozenset(found)
+    of_models = {v.placeholder for v in graph.variables if v.in_model}
+    return {
+        name
+        for name in map(node_of, node.writes)
+        if name in captures and name not in of_models
+    }
 
 
 def _reads(graph: Graph) -> Mapping[str, int]:
     written = {
-        index
-        for node in graph.nodes
-        if node.is_stateful and node.op not in _READS
-        for index in touched_variables(graph, node)
+        index for node in graph.nodes for index in written_variables(graph, node)
     }
     returned = {node_of(tensor) for tensor in graph.returns}
     found: dict[str, int] = {}

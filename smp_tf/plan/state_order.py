@@ -12,10 +12,8 @@ import dataclasses
 
 from smp_tf.errors import PartitionError
 from smp_tf.plan.graph import Graph
-from smp_tf.plan.roles import touched_variables
+from smp_tf.plan.roles import touched_variables, written_variables
 from smp_tf.plan.segment import SegmentPlan
-
-_WRITES = ("Assign", "ResourceApply", "ResourceSparseApply", "ResourceScatter")
 
 
 def order_state(
@@ -70,10 +68,9 @@ def _uses_of_written(
     for segment in plan.segments:
         for name in segment.nodes:
             node = graph.by_name[name]
+            written |= written_variables(graph, node)
             for index in touched_variables(graph, node):
                 users.setdefault((index, segment.partition), {}).setdefault(
                     segment.stage, name
                 )
-                if node.is_stateful and node.op.startswith(_WRITES):
-                    written.add(index)
     return {key: stages for key, stages in users.items() if key[0] in written}

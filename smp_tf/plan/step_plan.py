@@ -1,10 +1,11 @@
 """The whole way from a traced step to every rank's schedule, as one pure function."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from smp_tf.config import Config
 from smp_tf.plan.action import Schedule
+from smp_tf.plan.advice import advise_on_atoms
 from smp_tf.plan.atoms import Atoms, find_atoms, pinned_atoms
 from smp_tf.plan.check import Report, check
 from smp_tf.plan.comm import add_messages
@@ -15,7 +16,7 @@ from smp_tf.plan.partition import (
     follow_placement,
     partition_atoms,
 )
-from smp_tf.plan.roles import Roles, assign_roles
+from smp_tf.plan.roles import Roles, assign_roles, require_one_home
 from smp_tf.plan.schedules import build
 from smp_tf.plan.segment import SegmentPlan, split_segments
 from smp_tf.plan.state_order import order_state
@@ -30,6 +31,7 @@ class StepPlan:
         partition_of_atom: one per atom.
         schedule: of all pp_ranks, with messages.
         report: what the checker's dry run of it gave.
+        advice: texts for the user about what is slower or larger than it need be.
     """
 
     graph: Graph
@@ -42,6 +44,7 @@ class StepPlan:
     report: Report
     pipeline: str
     num_microbatches: int
+    advice: tuple[str, ...] = ()
 
     @property
     def num_partitions(self) -> int:
@@ -83,12 +86,19 @@ def plan_step(
         PartitionError: the model cannot be split like this.
         ScheduleError: the schedule does not pass the checker.
     """
+    if config.partitions > 1:
+        require_one_home(graph)
     roles = assign_roles(graph)
     atoms = _atoms(graph, roles, config)
     costs = atom_costs(graph, roles, atoms)
-    partition_of_atom = _partition(
-        graph, roles, atoms, costs, config, owner, partition_of_layer
-    )
+    weights = loads(costs, config.memory_weight)
+    advice: tuple[str, ...] = ()
+    partition_of_atom = _follow(atoms, config, owner, partition_of_layer)
+    if partition_of_atom is None:
+        advice = advise_on_atoms(graph, roles, atoms, costs, weights, config.partitions)
+        partition_of_atom = partition_atoms(
+            weights, cut_bytes_between(graph, roles, atoms), config.partitions
+        )
     seconds = {node.name: node_seconds(graph, node) for node in graph.nodes}
     segments = split_segments(
         graph, roles, atoms, partition_of_atom, config.partitions, seconds
@@ -117,6 +127,7 @@ def plan_step(
         report=report,
         pipeline=config.pipeline,
         num_microbatches=config.microbatches,
+        advice=advice,
     )
 
 
@@ -126,22 +137,13 @@ def _atoms(graph: Graph, roles: Roles, config: Config) -> Atoms:
     return pinned_atoms(graph, roles, config.partitions, config.default_partition)
 
 
-def _partition(
-    graph: Graph,
-    roles: Roles,
+def _follow(
     atoms: Atoms,
-    costs: Sequence[Cost],
     config: Config,
     owner: Mapping[int, int],
     partition_of_layer: Mapping[str, int],
-) -> tuple[int, ...]:
+) -> tuple[int, ...] | None:
+    """The partition that is decided already: by the user, or by an earlier step."""
     if not config.auto_partition:
         return tuple(range(len(atoms.atoms)))
-    followed = follow_placement(atoms, owner, partition_of_layer)
-    if followed is not None:
-        return followed
-    return partition_atoms(
-        loads(costs, config.memory_weight),
-        cut_bytes_between(graph, roles, atoms),
-        config.partitions,
-    )
+    return follow_placement(atoms, owner, partition_of_layer)

@@ -17,7 +17,7 @@ The rules that measurements taught:
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -28,9 +28,6 @@ from smp_tf.plan.program import Instruction, Operation, Program
 from smp_tf.plan.segment import Segment, SegmentPlan
 from smp_tf.runtime.arguments import Feed, TensorArgument
 from smp_tf.runtime.lower import noinline
-
-ADD_BYTES = 16 * 2**20
-"""Gradients added in one call; the memory that adding takes for a moment."""
 
 FEW_ADDS = 4
 """So many additions, or fewer, run faster by themselves than in a call."""
@@ -59,7 +56,8 @@ class EmitInputs:
     Attributes:
         functions: stage -> its pieces in order, each with its ConcreteFunction; for
             this rank's stages.
-        sum_returns: positions in the graph's returns to add up (dense gradients).
+        sum_groups: stage -> for each piece, groups of positions in the graph's returns
+            to add up at a time (dense gradients).
         peers: pp_rank -> world rank.
     """
 
@@ -69,7 +67,7 @@ class EmitInputs:
     functions: Mapping[int, Sequence[tuple[Segment, Any]]]
     arguments: Sequence[TensorArgument]
     values: Sequence[tf.TensorSpec]
-    sum_returns: frozenset[int]
+    sum_groups: Mapping[int, Sequence[Sequence[tuple[int, ...]]]]
     peers: Sequence[int]
 
 
@@ -102,7 +100,6 @@ class _Emitter:
         self.made: list[dict[str, tf.Tensor]] = [{} for _ in range(self.count)]
         self.last: list[tf.Operation] = []
         self.sums: dict[int, tf.Tensor] = {}
-        self.sum_groups = self._sum_groups()
         self.calls = {
             stage: [(piece, graphs.Calls(function)) for piece, function in pieces]
             for stage, pieces in inputs.functions.items()
@@ -155,7 +152,7 @@ class _Emitter:
         """Add the gradients that a piece returned, the last one of its segment if not
         said, to their running sums."""
         returns, made = self.inputs.graph.returns, self.made[instruction.mb]
-        for positions in self.sum_groups[instruction.stage][piece]:
+        for positions in self.inputs.sum_groups[instruction.stage][piece]:
             values = [made[returns[position]] for position in positions]
             if positions[0] in self.sums:
                 with tf.control_dependencies(self.last):
@@ -173,33 +170,6 @@ class _Emitter:
             specs = [tf.TensorSpec(each.shape, each.dtype) for each in sums + values]
             self.adders[positions] = graphs.Calls(noinline(_add_all, specs))
         return self.adders[positions](*sums, *values)
-
-    def _sum_groups(self) -> Mapping[int, list[list[tuple[int, ...]]]]:
-        """stage -> for each piece, groups of positions in the graph's returns to add
-        at a time."""
-        graph, pp_rank = self.inputs.graph, self.inputs.program.pp_rank
-        by_tensor: dict[tuple[int, str], list[int]] = {}
-        for position in sorted(self.inputs.sum_returns):
-            tensor = graph.returns[position]
-            stages = self.inputs.plan.return_stage[tensor]
-            if pp_rank in stages:
-                by_tensor.setdefault((stages[pp_rank], tensor), []).append(position)
-
-        def groups(stage: int, piece: Segment) -> list[tuple[int, ...]]:
-            positions = sorted(
-                position
-                for tensor in piece.outputs
-                for position in by_tensor.get((stage, tensor), ())
-            )
-            return group_by_bytes(
-                [(p, graph.spec(graph.returns[p]).num_bytes) for p in positions],
-                ADD_BYTES,
-            )
-
-        return {
-            stage: [groups(stage, piece) for piece, _ in pieces]
-            for stage, pieces in self.inputs.functions.items()
-        }
 
     def _send(self, instruction: Instruction) -> None:
         channel = _channel(instruction)
@@ -288,22 +258,6 @@ class _Emitter:
                 else:
                     flat[start:] = map(tf.identity, flat[start:])
         return flat
-
-
-def group_by_bytes(
-    sized: Iterable[tuple[int, int]], limit: int
-) -> list[tuple[int, ...]]:
-    """Split (item, bytes), in order, into groups of at most ``limit`` bytes or one."""
-    groups: list[tuple[int, ...]] = []
-    room = 0
-    for item, size in sized:
-        if groups and size <= room:
-            groups[-1] += (item,)
-        else:
-            groups.append((item,))
-            room = limit
-        room -= size
-    return groups
 
 
 def _add_all(*tensors: tf.Tensor) -> list[tf.Tensor]:

@@ -17,6 +17,7 @@ from smp_tf.frontend.trace import StepTrace, trace_step
 from smp_tf.plan.piece import split_segment
 from smp_tf.plan.program import lower_program, num_channels
 from smp_tf.plan.step_plan import StepPlan, plan_step
+from smp_tf.plan.sums import group_sums
 from smp_tf.runtime import placement, session
 from smp_tf.runtime.agree import require_same_graph
 from smp_tf.runtime.arguments import Arguments, SplitRules, read_arguments
@@ -220,6 +221,9 @@ class Step:
             {i: known.owner[h] for i, h in enumerate(handles) if h in known.owner},
             known.partition_of_layer,
         )
+        if session.rank() == 0:
+            for text in plan.advice:
+                logger.warning("step=%s: %s", self.__name__, text)
         _channels.take(current, num_channels(plan.segments, plan.num_microbatches))
         decided = known.extended(
             {handles[index]: partition for index, partition in plan.owner.items()},
@@ -277,7 +281,7 @@ def emit_rank(
             functions=lower_segments(trace, mine),
             arguments=arguments.tensors,
             values=arguments.value_specs,
-            sum_returns=sums,
+            sum_groups=group_sums(trace.graph, plan.segments, pp_rank, mine, sums),
             peers=tuple(peers),
         )
     )

@@ -14,7 +14,7 @@ import smp_tf as smp
 from smp_tf.frontend.hooks import recording
 from smp_tf.frontend.trace import StepTrace, trace_step
 from smp_tf.plan.graph import Graph
-from smp_tf.plan.roles import touched_variables
+from smp_tf.plan.roles import assign_roles, touched_variables, written_variables
 from smp_tf.plan.step_plan import StepPlan, plan_step
 from tests.models import CASES, STEPS, loss_of
 from tests.unit.one_process import session
@@ -347,3 +347,75 @@ def test_tracing_works_while_another_function_is_traced() -> None:
     outer(tf.constant(1.0))
     assert len(found[0].graph.gradient_of) >= 4
     assert all(leaf.variable is not None for leaf in found[0].returns.leaves)
+
+
+# --- what is trained, and what is written ---------------------------------------------
+
+
+def test_a_frozen_layer_is_not_trained() -> None:
+    """Its variables go on saying that they are trainable."""
+    model = Tiny()
+    model.dense.trainable = False
+    graph = trace(model, tf.ones([2, 4])).graph
+    assert [(v.name, v.trainable) for v in graph.variables] == [
+        ("tiny/dense/kernel:0", False), ("tiny/dense/bias:0", False),
+        ("tiny/head/kernel:0", True), ("tiny/head/bias:0", True),
+    ]  # fmt: skip
+    assert all(v.trainable for v in model.dense.variables + model.head.variables)
+
+
+class Looping(smp.DistributedModel):
+    """A weight, a state of its own and a counter from outside, used by a loop."""
+
+    def __init__(self, counter: tf.Variable, how: str) -> None:
+        super().__init__(name="looping")
+        self.dense = tf.keras.layers.Dense(4, name="dense")
+        self.seen = tf.Variable(0, trainable=False, name="seen")
+        self.__dict__["counter"], self.how = counter, how
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        y = self.dense(x)
+        for _ in tf.range(3):
+            y = tf.matmul(y, self.dense.kernel)
+            if self.how == "writes its own" and tf.reduce_sum(y) > 0:
+                self.seen.assign_add(1)
+            elif self.how == "writes the counter":
+                self.counter.assign_add(1)
+            elif self.how == "reads":
+                y = y * tf.cast(self.counter + self.seen, tf.float32)
+        return y
+
+
+@pytest.mark.parametrize(
+    "how, written",
+    [
+        ("reads", []),
+        ("writes its own", ["seen:0"]),
+        ("writes the counter", ["counter:0"]),
+    ],
+)
+def test_loops_write_what_their_bodies_write(how: str, written: list[str]) -> None:
+    counter = tf.Variable(0, trainable=False, name="counter")
+    model = Looping(counter, how)
+    graph = trace(model, tf.ones([2, 4])).graph
+    (loop,) = [node for node in graph.nodes if node.op.endswith("While")]
+    used = {graph.variables[i].name for i in touched_variables(graph, loop)}
+    assert {"looping/dense/kernel:0", *written} <= used
+    found = [graph.variables[i].name for i in written_variables(graph, loop)]
+    assert found == written
+
+
+def test_a_gradient_loop_writes_nothing() -> None:
+    model = Looping(tf.Variable(0, trainable=False), "reads")
+
+    def step(x: tf.Tensor) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(x))
+        return tape.gradient(loss, model.trainable_variables)
+
+    graph = trace(step, tf.ones([2, 4])).graph
+    loops = [node for node in graph.nodes if node.op.endswith("While")]
+    assert len(loops) == 2 and not any(node.writes for node in loops)
+    assert "looping/dense/kernel:0" in {
+        graph.variables[i].name for i in assign_roles(graph).variable_of_read.values()
+    }

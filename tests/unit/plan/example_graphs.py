@@ -58,6 +58,11 @@ class Builder:
         kind = "ReadVariableOp"
         return self.op(name, kind, resource, shape=shape, layer=layer, is_stateful=True)
 
+    def write(self, name, op, resource, *inputs):
+        """An operation that changes a variable and gives nothing."""
+        more = {"outputs": 0, "is_stateful": True, "writes": (resource,)}
+        self.op(name, op, resource, *inputs, **more)
+
     def gradient(self, tensor, index):
         self.gradient_of[tensor] = index
         self.returns.append(tensor)
@@ -171,9 +176,7 @@ def with_metric():
     y, second = b.dense("dense_1", x, b.variable("w1"))
     total = b.variable("total", (), in_model=False, trainable=False)
     loss, grad = b.mean_loss(y)
-    b.op(
-        "metric/add", "AssignAddVariableOp", total, loss, outputs=0, is_stateful=True
-    )
+    b.write("metric/add", "AssignAddVariableOp", total, loss)
     b.op(
         "metric/read",
         "ReadVariableOp",

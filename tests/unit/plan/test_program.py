@@ -205,8 +205,7 @@ def counting(uses):
     for i in range(2):
         x, _ = b.dense(f"d{i}", x, b.variable(f"w{i}"))
         if i < uses:
-            kwargs = {"outputs": 0, "is_stateful": True}
-            b.op(f"count{i}", "AssignAddVariableOp", total, x, **kwargs)
+            b.write(f"count{i}", "AssignAddVariableOp", total, x)
             b.effects.append(f"count{i}")
     b.returns.append(x)
     return b.build()

@@ -2,7 +2,15 @@
 
 import dataclasses
 
-from smp_tf.plan.roles import assign_roles, touched_variables
+import pytest
+
+from smp_tf.errors import PartitionError
+from smp_tf.plan.roles import (
+    assign_roles,
+    require_one_home,
+    touched_variables,
+    written_variables,
+)
 from tests.unit.plan.example_graphs import Builder, chain, tied, with_metric
 
 
@@ -69,7 +77,7 @@ def test_a_variable_that_the_step_writes_is_not_read_again():
     b = Builder()
     b.variable("mean")
     w = b.read("read", "mean/handle:0")
-    b.op("write", "AssignVariableOp", "mean/handle:0", w, outputs=0, is_stateful=True)
+    b.write("write", "AssignVariableOp", "mean/handle:0", w)
     b.effects.append("write")
     roles = assign_roles(b.build())
     assert not roles.variable_of_read
@@ -112,6 +120,39 @@ def test_effects_on_what_is_no_models_run_everywhere():
     owned = dataclasses.replace(graph.variables[2], in_model=True)
     in_model = dataclasses.replace(graph, variables=(*graph.variables[:2], owned))
     assert assign_roles(in_model).everywhere == frozenset()
+
+
+def loop(writes):
+    """A loop that takes a weight and a counter of the script."""
+    b = Builder()
+    weight, count = b.variable("w"), b.variable("count", (), in_model=False)
+    more = {"is_stateful": True, "layer": "model/rnn", "writes": writes}
+    b.returns.append(b.op("loop", "While", b.argument("x"), weight, count, **more))
+    b.read("read", weight)
+    return b.build()
+
+
+def test_a_loop_that_only_reads_runs_in_one_place():
+    graph = loop(writes=())
+    roles = assign_roles(graph)
+    require_one_home(graph)
+    assert roles.is_placed("loop") and roles.variable_of_read == {"read": 0}
+
+
+def test_a_loop_that_writes_the_model_is_no_reader():
+    graph = loop(writes=("w/handle:0",))
+    roles = assign_roles(graph)
+    require_one_home(graph)
+    assert roles.is_placed("loop") and not roles.variable_of_read
+    assert written_variables(graph, graph.by_name["loop"]) == {0}
+
+
+def test_a_loop_cannot_be_on_one_partition_and_on_all():
+    with pytest.raises(PartitionError) as caught:
+        require_one_home(loop(writes=("count/handle:0",)))
+    for part in ("operation='loop' (While)", "layer='model/rnn'", "uses='w:0'",
+                 "changes=['count:0']", "attribute of the model"):  # fmt: skip
+        assert part in str(caught.value)
 
 
 def test_a_tied_weight_has_two_reads():
