@@ -99,6 +99,7 @@ def _function(trace: StepTrace, segment: Segment, graph_def: Any) -> Any:
         outputs = tf.graph_util.import_graph_def(
             graph_def, input_map=feeds, return_elements=list(segment.outputs), name=""
         )
+        graphs.keep_functions(trace.func_graph, here)
         return outputs or [tf.constant(0)]
 
     body.__name__ = f"stage_{segment.stage}_{segment.kind.value}"

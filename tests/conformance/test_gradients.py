@@ -14,8 +14,8 @@ import pytest
 import tensorflow as tf
 
 import smp_tf as smp
+from tests.conformance.table import Row, Table, idle_partitions, stages_of
 from tests.models import CASES, STEPS, Case, tape_step
-from tests.ranks import run_ranks
 
 BATCH = 8
 STEPS_TRAINED = 10
@@ -64,8 +64,8 @@ def local_indices(model: Any, everything: Any, local: Any) -> list[int]:
     return [place[id(variable)] for variable in local]
 
 
-def check_config(case: Case, size: int, count: int, schedule: str, style: str) -> str:
-    """Run one configuration on this rank; returns what differs, "" if nothing."""
+def check_config(case: Case, size: int, count: int, schedule: str, style: str) -> Row:
+    """Run one configuration on this rank."""
     smp.init({"partitions": size, "microbatches": count, "pipeline": schedule})
     expected = truth(case, count, style) if smp.rank() == 0 else None
     results, variables = smp.allgather(expected, smp.WORLD)[0]
@@ -100,17 +100,11 @@ def check_config(case: Case, size: int, count: int, schedule: str, style: str) -
     ):
         if not np.array_equal(variable.numpy(), variables[index]):
             wrong.append(f"variable {variable.name} after the step")
-    stages = [
-        f"{s.kind.value}{s.partition}"
-        for s in step.plan(*case.data(BATCH)).segments.segments
-    ]
-    print(
-        f"{case.name} n={size} M={count} {schedule} {style}: {' '.join(stages)}"
-        f" {'; '.join(wrong) or 'equal'}",
-        flush=True,
-    )
+    plan = step.plan(*case.data(BATCH))
+    wrong += filter(None, [idle_partitions(plan, size)])
     smp.shutdown()
-    return "; ".join(wrong)
+    text = "; ".join(wrong)
+    return Row(case.name, size, count, schedule, style, stages_of(plan), text)
 
 
 def batches(case: Case) -> list[Any]:
@@ -142,7 +136,7 @@ def trained_alone(case: Case, count: int) -> list[np.ndarray]:
     return to_numpy(model.variables)
 
 
-def check_training(case: Case, size: int, count: int) -> str:
+def check_training(case: Case, size: int, count: int) -> Row:
     smp.init({"partitions": size, "microbatches": count})
     expected = smp.allgather(
         trained_alone(case, count) if smp.rank() == 0 else None, smp.WORLD
@@ -158,6 +152,7 @@ def check_training(case: Case, size: int, count: int) -> str:
 
     for x, y in batches(case):
         train(x, y)
+    plan = step.plan(*case.data(BATCH))
     mine = local_indices(model, model.global_variables, model.variables)
     wrong = [
         f"{variable.name} after {STEPS_TRAINED} steps of Adam"
@@ -165,27 +160,18 @@ def check_training(case: Case, size: int, count: int) -> str:
         if not np.array_equal(variable.numpy(), expected[index])
     ]
     smp.shutdown()
-    return "; ".join(wrong)
+    style, text = f"{STEPS_TRAINED} steps of Adam", "; ".join(wrong)
+    return Row(case.name, size, count, "interleaved", style, stages_of(plan), text)
 
 
-def check_grid(
-    name: str, size: int, grid: list[tuple[int, str, str]]
-) -> dict[str, str]:
+def check_grid(name: str, size: int, grid: list[tuple[int, str, str]]) -> list[Row]:
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
-    found = {}
-    for count, schedule, style in grid:
-        wrong = check_config(CASES[name], size, count, schedule, style)
-        if wrong:
-            found[f"microbatches={count} {schedule} {style}"] = wrong
-    wrong = check_training(CASES[name], size, 4)
-    return found | ({"training": wrong} if wrong else {})
+    rows = [check_config(CASES[name], size, *config).shown() for config in grid]
+    return [*rows, check_training(CASES[name], size, 4).shown()]
 
 
 @pytest.mark.timeout(420)
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", list(CASES))
-def test_equals_one_process(name: str, size: int) -> None:
-    for rank, wrong in enumerate(
-        run_ranks(size, check_grid, name, size, GRID, timeout=400)
-    ):
-        assert not wrong, f"rank {rank}: {wrong}"
+def test_equals_one_process(name: str, size: int, table: Table) -> None:
+    table.run(size, check_grid, name, GRID, timeout=400)

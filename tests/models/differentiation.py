@@ -1,4 +1,4 @@
-"""Ways of taking gradients, several models in one step, other dtypes."""
+"""Ways of taking gradients, several models in one step."""
 
 from typing import Any
 
@@ -9,34 +9,15 @@ from tests.models.script import (
     ScriptCase,
     classes,
     cross_entropy,
-    layers,
-    train,
+    stack,
     trainable,
     vectors,
 )
 
 
-def _stack(base: type, name: str = "stack", out: int = 6, **options: Any) -> Any:
-    class Stack(base):
-        def __init__(self) -> None:
-            super().__init__(name=name)
-            self.parts = [
-                layers.Dense(8, activation="tanh", name=f"part_{i}", **options)
-                for i in range(3)
-            ]
-            self.head = layers.Dense(out, name="head", **options)
-
-        def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-            for part in self.parts:
-                x = part(x)
-            return self.head(x)
-
-    return Stack()
-
-
 def persistent(base: type) -> Script:
     """Two losses from one persistent tape; gradients of an input; several lists."""
-    model = _stack(base)
+    model = stack(base)
 
     def step(x: Any, y: Any) -> Any:
         with tf.GradientTape(persistent=True) as tape:
@@ -60,7 +41,7 @@ def persistent(base: type) -> Script:
 
 def total_loss(base: type) -> Script:
     """A loss with a term for each weight; the sum is differentiated."""
-    model = _stack(base)
+    model = stack(base)
 
     def step(x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:
@@ -77,7 +58,7 @@ def total_loss(base: type) -> Script:
 
 def second_order(base: type) -> Script:
     """A gradient penalty: the norm of the gradient by the input is part of the loss."""
-    model = _stack(base)
+    model = stack(base)
 
     def step(x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:
@@ -96,7 +77,7 @@ def second_order(base: type) -> Script:
 
 def graph_gradients(base: type) -> Script:
     """tf.gradients."""
-    model = _stack(base)
+    model = stack(base)
 
     def step(x: Any, y: Any) -> Any:
         loss = cross_entropy(y, model(x, training=True))
@@ -107,7 +88,7 @@ def graph_gradients(base: type) -> Script:
 
 def pairs(base: type) -> Script:
     """A new optimizer's compute_gradients, which returns (gradient, variable) pairs."""
-    model = _stack(base)
+    model = stack(base)
     optimizer = tf.keras.optimizers.SGD(0.1)
 
     def step(x: Any, y: Any) -> Any:
@@ -121,7 +102,7 @@ def pairs(base: type) -> Script:
 
 def clipped(base: type) -> Script:
     """Each gradient clipped and scaled in the step; a loss scale around it."""
-    model = _stack(base)
+    model = stack(base)
 
     def step(x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:
@@ -135,7 +116,7 @@ def clipped(base: type) -> Script:
 
 def global_norm(base: type) -> Script:
     """All gradients clipped by their common norm in the step, which is returned."""
-    model = _stack(base)
+    model = stack(base)
 
     def step(x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:
@@ -149,7 +130,7 @@ def global_norm(base: type) -> Script:
 
 def by_name(base: type) -> Script:
     """Gradients in a dict, by the variables' names."""
-    model = _stack(base)
+    model = stack(base)
 
     def step(x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:
@@ -162,7 +143,7 @@ def by_name(base: type) -> Script:
 
 def adversarial(base: type) -> Script:
     """A generator and a discriminator with their own gradients."""
-    maker, judge = _stack(base, "maker", 8), _stack(base, "judge", 1)
+    maker, judge = stack(base, "maker", 8), stack(base, "judge", 1)
 
     def step(x: Any, y: Any) -> Any:
         bce = tf.nn.sigmoid_cross_entropy_with_logits
@@ -188,7 +169,7 @@ def adversarial(base: type) -> Script:
 
 def distilled(base: type) -> Script:
     """A frozen teacher and its student."""
-    teacher, student = _stack(base, "teacher"), _stack(base, "student")
+    teacher, student = stack(base, "teacher"), stack(base, "student")
     teacher.trainable = False
 
     def step(x: Any, y: Any) -> Any:
@@ -203,93 +184,18 @@ def distilled(base: type) -> Script:
     return Script(step, [teacher, student], lambda: {"gradients": trainable(student)})
 
 
-def _typed(dtype: str) -> Any:
-    def build(base: type) -> Script:
-        model = _stack(base, dtype=dtype)
-
-        def step(x: Any, y: Any) -> Any:
-            with tf.GradientTape() as tape:
-                outputs = model(tf.cast(x, dtype), training=True)
-                loss = cross_entropy(y, outputs)
-            gradients = tape.gradient(loss, model.trainable_variables)
-            return {"gradients": gradients, "loss": loss, "outputs": outputs}
-
-        return Script(step, [model], lambda: {"gradients": trainable(model)})
-
-    return build
-
-
-def mixed_policy(base: type) -> Script:
-    """Layers under mixed_bfloat16: weights are cast where they are used."""
-    return train(
-        _stack(base, dtype="mixed_bfloat16"),
-        lambda y, logits: cross_entropy(y, tf.cast(logits, tf.float32)),
-    )
-
-
-def plain_types(base: type) -> Script:
-    """Integers, bools and strings travel with the activations."""
-
-    class Types(base):
-        def __init__(self) -> None:
-            super().__init__(name="types")
-            self.one = layers.Dense(8, activation="relu")
-            self.two = layers.Dense(8)
-            self.three = layers.Dense(6)
-
-        def call(self, x: Any, training: bool | None = None) -> Any:
-            length = tf.strings.length(x["text"])
-            keep = length > 2
-            h = self.one(x["dense"])
-            h = tf.where(keep[:, tf.newaxis], self.two(h), h)
-            rank = tf.argsort(h, axis=-1)
-            h = self.three(h) * tf.cast(length, h.dtype)[:, tf.newaxis]
-            words = tf.strings.join([x["text"], tf.strings.as_string(length)])
-            return {"logits": h, "rank": rank, "keep": keep, "hash": words}
-
-    model = Types()
-
-    def step(x: Any, y: Any) -> Any:
-        with tf.GradientTape() as tape:
-            outputs = model(x, training=True)
-            loss = cross_entropy(y, outputs["logits"])
-        words = outputs.pop("hash")
-        return {
-            "gradients": tape.gradient(loss, model.trainable_variables),
-            "outputs": outputs,
-            "bucket": tf.strings.to_hash_bucket_fast(words, 100),
-        }
-
-    return Script(step, [model], lambda: {"gradients": trainable(model)})
-
-
 CASES = [
-    ScriptCase(build.__name__, build, vectors(), classes())
-    for build in (
-        persistent,
-        total_loss,
-        second_order,
-        graph_gradients,
-        pairs,
-        clipped,
-        global_norm,
-        by_name,
-        adversarial,
-        distilled,
-        mixed_policy,
+    ScriptCase(build.__name__, build, vectors(), classes(), style)
+    for build, style in (
+        (persistent, "persistent tape"),
+        (total_loss, "tape"),
+        (second_order, "nested tapes"),
+        (graph_gradients, "tf.gradients"),
+        (pairs, "compute_gradients"),
+        (clipped, "tape"),
+        (global_norm, "tape"),
+        (by_name, "tape"),
+        (adversarial, "persistent tape"),
+        (distilled, "tape"),
     )
-] + [
-    *(
-        ScriptCase(dtype, _typed(dtype), vectors(), classes())
-        for dtype in ("float64", "bfloat16", "float16")
-    ),
-    ScriptCase(
-        "plain_types",
-        plain_types,
-        lambda r, n: {
-            "dense": vectors()(r, n),
-            "text": tf.constant(["a" * (1 + i % 4) for i in range(n)]),
-        },
-        classes(),
-    ),
 ]

@@ -143,15 +143,17 @@ def whole_function(base: type) -> Script:
     class Whole(base):
         def __init__(self) -> None:
             super().__init__(name="whole")
-            self.one = layers.Dense(12, activation="relu")
+            self.dense = [layers.Dense(8, activation="relu") for _ in range(3)]
             self.drop = layers.Dropout(0.5, seed=3)
-            self.two = layers.Dense(6)
-            self.one.build([None, 8])
-            self.two.build([None, 12])
+            self.head = layers.Dense(6)
+            for layer in (*self.dense, self.head):
+                layer.build([None, 8])
 
         @tf.function
         def call(self, x: tf.Tensor, training: Any = None) -> tf.Tensor:
-            return self.two(self.drop(self.one(x), training=training))
+            for layer in self.dense:
+                x = self.drop(layer(x), training=training)
+            return self.head(x)
 
     return train(Whole())
 

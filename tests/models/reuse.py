@@ -124,12 +124,16 @@ def unused(base: type) -> Script:
             self.side = layers.Dense(8)
             self.spare = self.add_weight(name="spare", shape=[3])
             self.frozen = layers.Dense(8, trainable=False)
+            self.more = [layers.Dense(8, activation="relu") for _ in range(3)]
             self.two = layers.Dense(6)
 
         def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
             x = self.one(x)
             tf.reduce_sum(self.side(x))
-            return self.two(self.frozen(x))
+            x = self.frozen(x)
+            for layer in self.more:
+                x = layer(x)
+            return self.two(x)
 
     return train(Unused())
 
@@ -154,12 +158,13 @@ def structures(base: type) -> Script:
         def __init__(self) -> None:
             super().__init__(name="structures")
             self.one = layers.Dense(8, activation="relu")
-            self.two = layers.Dense(8, activation="relu")
+            self.more = [layers.Dense(8, activation="relu") for _ in range(3)]
             self.head = layers.Dense(6)
 
         def call(self, x: tf.Tensor, training: bool | None = None) -> Any:
             hidden = [self.one(x)]
-            hidden.append(self.two(hidden[-1]))
+            for layer in self.more:
+                hidden.append(layer(hidden[-1]))
             result = Result(self.head(hidden[-1]), tuple(hidden), 2, "text")
             return Output(result=result, none=None, same=x)
 
@@ -185,9 +190,7 @@ def no_layers(base: type) -> Script:
     class NoLayers(base):
         def __init__(self) -> None:
             super().__init__(name="no_layers")
-            self.w = [
-                self.add_weight(name=f"w{i}", shape=[8, 8]) for i in range(4)
-            ]
+            self.w = [self.add_weight(name=f"w{i}", shape=[8, 8]) for i in range(4)]
             self.scale = tf.Variable(1.5, name="scale")
 
         def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:

@@ -24,11 +24,12 @@ def _dense(base: type, middle: Any = None) -> Any:
             super().__init__(name="stack")
             self.one = layers.Dense(8, activation="relu")
             self.two = layers.Dense(8, activation="relu")
-            self.three = layers.Dense(6)
+            self.three = layers.Dense(8, activation="relu")
+            self.head = layers.Dense(6)
 
         def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
             x = self.two(self.one(x))
-            return self.three(x if middle is None else middle(x))
+            return self.head(self.three(x if middle is None else middle(x)))
 
     return Stack()
 
@@ -143,7 +144,7 @@ def assigned(base: type) -> Script:
             outputs = model(x, training=True)
             loss = cross_entropy(y, outputs)
         gradients = tape.gradient(loss, model.trainable_variables)
-        average.assign(0.9 * average + 0.1 * model.three.bias + 0.2)
+        average.assign(0.9 * average + 0.1 * model.head.bias + 0.2)
         smooth.assign(0.9 * smooth + 0.1 * loss)
         last.assign(tf.reduce_sum(x, 0))
         return {"gradients": gradients, "loss": loss, "smooth": smooth + 1.0}

@@ -83,6 +83,19 @@ def concrete(graph: func_graph_lib.FuncGraph, **attrs: Any) -> Any:
     return concrete_function.ConcreteFunction.from_func_graph(graph, signature, attrs)
 
 
+def keep_functions(source: func_graph_lib.FuncGraph, importer: Any) -> None:
+    """Keep the functions that ``source`` calls as long as ``importer``, into which its
+    nodes were imported.
+
+    They were imported by name only, and TensorFlow forgets a function with its last
+    Python object: that of the traced graph, which nobody else keeps (the gradient of an
+    LSTM, say).
+    """
+    for name, function in source._functions.items():
+        if name in importer._functions:
+            importer._functions[name] = function
+
+
 class Calls:
     """Calls of one ConcreteFunction in one graph.
 
