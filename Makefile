@@ -2,11 +2,12 @@
 # make test    all tests; PYTEST_ARGS="-k plan" chooses some
 # make lint    flake8, isort, mypy
 # make bench   the benchmarks
-# make setup   what all of them need; PYTHON=python3.12 TENSORFLOW=2.18 choose others
+# make setup   what all of them need; PYTHON=python3.11 TENSORFLOW=2.18 choose others,
+#              and .venv keeps that TensorFlow until another one is chosen
 # make clean   remove what was built
 
 PYTHON ?= python3
-TENSORFLOW ?= 2.21
+TENSORFLOW ?=
 NP ?= 2
 BIN := .venv/bin
 PYTHON_FILES := smp_tf tests benchmarks setup.py .ci/setup
@@ -26,7 +27,7 @@ endif
 setup:
 	@command -v $(PYTHON) >/dev/null || \
 	  { echo "setup: no $(PYTHON); on Debian: apt install python3 python3-venv" >&2; exit 1; }
-	@$(PYTHON) .ci/setup --tensorflow $(TENSORFLOW)
+	@$(PYTHON) .ci/setup --tensorflow "$(TENSORFLOW)"
 
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" \
@@ -46,6 +47,7 @@ bench: setup
 	@$(BIN)/python benchmarks/send_recv.py
 	@$(BIN)/python benchmarks/step_overhead.py
 	@$(BIN)/python benchmarks/trace_time.py
+	@$(BIN)/python benchmarks/memory.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache smp_tf/transport/*.so

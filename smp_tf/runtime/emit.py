@@ -27,7 +27,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from smp_tf.frontend.hooks import graphs
+from smp_tf.frontend.hooks import graphs, initial_values
 from smp_tf.plan.graph import Graph
 from smp_tf.plan.program import Instruction, Operation, Program
 from smp_tf.plan.segment import Segment, SegmentPlan
@@ -275,7 +275,10 @@ def _add_all(*tensors: tf.Tensor) -> list[tf.Tensor]:
 def _turn() -> tf.Variable:
     """What the steps of this process write, each when it begins."""
     with tf.init_scope(), tf.device("CPU:0"):
-        return tf.Variable(0, dtype=tf.int64, trainable=False, name="smp_turn")
+        # Not tf.Variable: no variable creator of the script has a say in it.
+        return initial_values.ResourceVariable(
+            0, dtype=tf.int64, trainable=False, name="smp_turn"
+        )
 
 
 def _ops() -> Any:

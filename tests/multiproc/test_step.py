@@ -471,5 +471,6 @@ def test_manual_partition() -> None:
             model = Conflict()
             step = smp.step(lambda tokens: model(tokens))
             step(tf.ones([4, 3], tf.int32))
-        assert len(warned) == 1
+        # Others may warn as well: tf-keras 2.18 does when it draws a seed.
+        assert sum(w.category is UserWarning for w in warned) == 1
         assert sorted(smp.allgather(len(model.variables), smp.WORLD)) == [1, 2]

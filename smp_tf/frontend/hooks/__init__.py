@@ -9,3 +9,32 @@
 
 Nothing else in ``smp_tf`` imports what TensorFlow or Keras keep for themselves.
 """
+
+import importlib.metadata
+
+import tensorflow as tf
+
+from smp_tf.errors import TraceError
+
+KNOWN_VERSIONS = "2.18 to 2.21"
+
+
+def refusal(failure: str) -> TraceError:
+    """What to raise for a TensorFlow in which a hook is not as expected."""
+    try:
+        tf_keras = importlib.metadata.version("tf_keras")
+    except importlib.metadata.PackageNotFoundError:
+        tf_keras = "none"
+    return TraceError(
+        f"a private TensorFlow hook does not behave as expected: {failure};"
+        f" tensorflow={tf.__version__} tf_keras={tf_keras},"
+        f" known to work: {KNOWN_VERSIONS}; install one of these"
+    )
+
+
+# The hooks look up most places when they are imported: what is gone is told like what
+# has changed.
+try:
+    from smp_tf.frontend.hooks import graphs, initial_values, recording  # noqa: F401
+except (AttributeError, ImportError) as error:
+    raise refusal(f"{type(error).__name__}: {error}") from error

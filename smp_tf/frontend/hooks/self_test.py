@@ -11,14 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-import tf_keras
 from tensorflow.python.eager import context
 from tf_keras.src import backend as keras_backend
 
-from smp_tf.errors import TraceError
-from smp_tf.frontend.hooks import graphs, initial_values, recording
-
-KNOWN_VERSIONS = "2.18 to 2.21"
+from smp_tf.frontend.hooks import graphs, initial_values, recording, refusal
 
 _is_passed = False
 
@@ -35,11 +31,7 @@ def run() -> None:
     for check in _CHECKS:
         failure = _failure(check)
         if failure:
-            raise TraceError(
-                f"a private TensorFlow hook does not behave as expected: {failure};"
-                f" tensorflow={tf.__version__} tf_keras={tf_keras.__version__},"
-                f" known to work: {KNOWN_VERSIONS}; install one of these"
-            )
+            raise refusal(failure)
     _is_passed = True
 
 

@@ -15,6 +15,7 @@ from tensorflow.python.eager import backprop, context, execute, record
 from tensorflow.python.ops import gradients_util, random_ops
 
 import smp_tf as smp
+from smp_tf.frontend import hooks
 from smp_tf.frontend.hooks import graphs, initial_values, recording, self_test
 
 PLACES = [
@@ -96,7 +97,7 @@ def expect_refusal(monkeypatch: Any, complaint: str) -> None:
         smp.shutdown()
     assert complaint in str(caught.value)
     assert f"tensorflow={tf.__version__}" in str(caught.value)
-    assert f"known to work: {self_test.KNOWN_VERSIONS}" in str(caught.value)
+    assert f"known to work: {hooks.KNOWN_VERSIONS}" in str(caught.value)
     assert not self_test._is_passed
     assert not smp.is_initialized()
 
@@ -107,6 +108,35 @@ def test_init_names_a_place_that_is_gone(monkeypatch: Any) -> None:
     before = current()
     expect_refusal(monkeypatch, "no_such_method")
     assert current() == before
+
+
+def run_python(program: str) -> str:
+    """What a process of its own prints."""
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, timeout=120, check=True,
+        cwd=pathlib.Path(__file__).resolve().parents[3],
+    ).stdout  # fmt: skip
+
+
+def test_a_module_that_is_gone_is_named() -> None:
+    program = """
+import sys
+import smp_tf as smp, tensorflow as tf
+from tensorflow.python import ops
+del ops.gradients_util
+sys.modules["tensorflow.python.ops.gradients_util"] = None
+for use in (smp.init, lambda: smp.DistributedModel):
+    try:
+        use()
+    except smp.TraceError as error:
+        print(error)
+"""
+    lines = run_python(program).splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert "tensorflow.python.ops.gradients_util" in line
+        assert f"known to work: {hooks.KNOWN_VERSIONS}" in line
 
 
 _create_op_internal = tf.Graph._create_op_internal
@@ -174,14 +204,7 @@ assert not context.context()._initialized
 tf.config.threading.set_intra_op_parallelism_threads(1)
 print(tf.random.uniform([2]).numpy(), tf.keras.initializers.HeNormal()([2]).numpy())
 """
-    printed = [
-        subprocess.run(
-            [sys.executable, "-c", program % line],
-            capture_output=True, text=True, timeout=120, check=True,
-            cwd=pathlib.Path(__file__).resolve().parents[3],
-        ).stdout
-        for line in ("", "smp.init()")
-    ]  # fmt: skip
+    printed = [run_python(program % line) for line in ("", "smp.init()")]
     assert printed[0] == printed[1] != ""
 
 
