@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from smp_tf.plan.cost import Cost
+from smp_tf.plan.memory import memory_by_rank
 from smp_tf.plan.step_plan import StepPlan
 
 _HEADER = (
@@ -10,7 +11,7 @@ _HEADER = (
     "layers",
     "variables",
     "weight bytes",
-    "activation bytes",
+    "peak bytes",
     "compute share",
     "cut bytes",
 )
@@ -19,13 +20,15 @@ _HEADER = (
 def partition_table(plan: StepPlan) -> str:
     """One line per partition, and one for the whole model.
 
-    Weight bytes are those of the variables; activation bytes are kept for the backward
-    pass of one microbatch; compute share is estimated; cut bytes leave the partition
-    per microbatch, forward and backward.
+    Weight bytes are those of the variables; peak bytes are all that the rank's tensors
+    take at its fullest moment in this schedule: weights, gradients, the two slots of
+    Adam, activations of all microbatches in flight (see ``plan.memory``). Compute share
+    is estimated; cut bytes leave the partition per microbatch, forward and backward. An
+    unknown dimension, as of a batch in an ``input_signature``, counts as 1.
     """
     whole = sum(plan.costs, Cost())
     rows: list[Sequence[str]] = [_HEADER]
-    owner = plan.owner
+    owner, memory = plan.owner, memory_by_rank(plan)
     for partition in range(plan.num_partitions):
         atoms = [
             i for i, chosen in enumerate(plan.partition_of_atom) if chosen == partition
@@ -39,7 +42,7 @@ def partition_table(plan: StepPlan) -> str:
                 _span(names),
                 str(sum(p == partition for p in owner.values())),
                 f"{cost.weight_bytes:,}",
-                f"{cost.activation_bytes:,}",
+                f"{memory[partition].total:,}",
                 f"{100 * cost.seconds / (whole.seconds or 1.0):.1f} %",
                 f"{cut:,}",
             )
@@ -51,7 +54,7 @@ def partition_table(plan: StepPlan) -> str:
             f"{len(layers)} layers",
             str(len(owner)),
             f"{whole.weight_bytes:,}",
-            f"{whole.activation_bytes:,}",
+            f"{sum(each.total for each in memory):,}",
             "100.0 %",
             f"{sum(c.spec.num_bytes for c in plan.segments.cuts):,}",
         )

@@ -36,7 +36,7 @@ def test_one_partition_holds_everything() -> None:
         "layers",
         "variables",
         "weight bytes",
-        "activation bytes",
+        "peak bytes",
         "compute share",
         "cut bytes",
     ]
@@ -46,7 +46,8 @@ def test_one_partition_holds_everything() -> None:
         "first .. third (3)",
         "6",
         f"{weights:,}",
-        "0",
+        # Adam's slots; a product and its sum with the bias, 2 rows of 16 floats each.
+        f"{3 * weights + 2 * 4 * 2 * 16:,}",
         "100.0 %",
         "0",
     ]
