@@ -73,6 +73,7 @@ _PUBLIC = {
     "smp_tf.frontend.variables": ("delay_param_initialization",),
     "smp_tf.runtime.placement": ("partition", "register_post_partition_hook"),
     "smp_tf.report.partition_table": ("partition_table",),
+    "smp_tf.runtime.planning": ("plan",),
     "smp_tf.runtime.step": ("step",),
     "smp_tf.runtime.step_output": ("StepOutput",),
     "smp_tf.keras.model": ("DistributedModel",),
@@ -97,10 +98,12 @@ def _require_legacy_keras() -> None:
 
 _require_legacy_keras()
 
-# Importing a submodule binds its name here, once, when it is loaded. smp.config is the
-# public function, so the module of that name is loaded before the name is taken back.
-importlib.import_module("smp_tf.config")
-del globals()["config"]
+# Importing a submodule binds its name here, once, when it is loaded. smp.config and
+# smp.plan are the public functions, so the modules of these names are loaded before the
+# names are taken back.
+for _name in ("config", "plan"):
+    importlib.import_module(f"{__name__}.{_name}")
+    del globals()[_name]
 
 
 def __getattr__(name: str) -> Any:

@@ -102,8 +102,8 @@ class DistributedModel(tf.keras.Model):
             super().build(input_shape)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        session.current(f"DistributedModel ({self.name})")
         if not recording.is_tracing():
+            session.current(f"DistributedModel ({self.name})")
             raise SmpError(
                 "a DistributedModel is called inside a function decorated with"
                 " smp.step, where its partitions run in a pipeline:"

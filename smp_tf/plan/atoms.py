@@ -346,7 +346,13 @@ def _attribute_backward(
             ]
             if readers:
                 atom_of[node.name] = min(readers)
+    # A gradient that is made from constants alone is wanted where its variable is.
+    home = {
+        node_of(tensor): of_variable[index]
+        for tensor, index in graph.gradient_of.items()
+        if index in of_variable
+    }
     for node in backward:
         if node.name not in atom_of:
             inputs = [atom_of[name] for name in _before(node) if name in atom_of]
-            atom_of[node.name] = min(inputs, default=0)
+            atom_of[node.name] = min(inputs, default=home.get(node.name, 0))

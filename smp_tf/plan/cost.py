@@ -98,8 +98,17 @@ def node_seconds(graph: Graph, node: Node) -> float:
     return max(node_flops(graph, node) / FLOPS_PER_SECOND, moved / BYTES_PER_SECOND)
 
 
-def atom_costs(graph: Graph, roles: Roles, atoms: Atoms) -> tuple[Cost, ...]:
-    """The cost of each atom, forward and backward."""
+def atom_costs(
+    graph: Graph,
+    roles: Roles,
+    atoms: Atoms,
+    optimizer_slots: float = OPTIMIZER_SLOTS,
+) -> tuple[Cost, ...]:
+    """The cost of each atom, forward and backward.
+
+    Args:
+        optimizer_slots: bytes of optimizer state per byte of a trained weight.
+    """
     costs = [Cost() for _ in atoms.atoms]
     for node in graph.nodes:
         atom = atoms.atom_of.get(node.name)
@@ -114,7 +123,7 @@ def atom_costs(graph: Graph, roles: Roles, atoms: Atoms) -> tuple[Cost, ...]:
         variable = graph.variables[index]
         size = variable.spec.num_bytes
         trained = size if variable.trainable else 0
-        costs[atom] += Cost(size, trained, OPTIMIZER_SLOTS * trained)
+        costs[atom] += Cost(size, trained, round(optimizer_slots * trained))
     for atom, stashed in _stashed_bytes(graph, roles, atoms.atom_of).items():
         costs[atom] += Cost(activation_bytes=stashed)
     return tuple(costs)

@@ -48,34 +48,42 @@ class RankMemory:
 
 def memory_by_rank(plan: StepPlan) -> tuple[RankMemory, ...]:
     """The memory of every pp_rank; optimizer state as the plan's costs have it."""
-    gradients = {
-        tensor: plan.graph.spec(tensor).num_bytes
-        for tensor in plan.graph.returns
-        if tensor in plan.graph.gradient_of
-    }
-    found = []
+    gradients = _summed_gradients(plan.graph)
+    owner, found = plan.owner, []
     for rank in range(plan.num_partitions):
         costs = [
             cost
             for cost, partition in zip(plan.costs, plan.partition_of_atom, strict=True)
             if partition == rank
         ]
-        summed = {
-            plan.graph.gradient_of[tensor]: gradients[tensor] for tensor in gradients
-        }
         found.append(
             RankMemory(
                 weights=sum(cost.weight_bytes for cost in costs),
                 gradients=sum(
                     size
-                    for index, size in summed.items()
-                    if plan.owner.get(index) == rank
+                    for tensor, size in gradients.items()
+                    if owner.get(plan.graph.gradient_of[tensor]) == rank
                 ),
                 optimizer=sum(cost.optimizer_bytes for cost in costs),
                 activations=_Walk(plan, rank, gradients).peak(),
             )
         )
     return tuple(found)
+
+
+def _summed_gradients(graph: Graph) -> dict[str, int]:
+    """Returned gradient -> its bytes. The parts of a sparse one are not added up: each
+    microbatch's are kept, like everything else that a step returns."""
+    parts: dict[int, set[str]] = {}
+    for tensor in graph.returns:
+        if tensor in graph.gradient_of:
+            parts.setdefault(graph.gradient_of[tensor], set()).add(tensor)
+    return {
+        tensor: graph.spec(tensor).num_bytes
+        for tensors in parts.values()
+        if len(tensors) == 1
+        for tensor in tensors
+    }
 
 
 class _Walk:

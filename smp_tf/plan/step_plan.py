@@ -9,7 +9,7 @@ from smp_tf.plan.advice import advise_on_atoms
 from smp_tf.plan.atoms import Atoms, find_atoms, pinned_atoms
 from smp_tf.plan.check import Report, check
 from smp_tf.plan.comm import add_messages
-from smp_tf.plan.cost import Cost, atom_costs, loads, node_seconds
+from smp_tf.plan.cost import OPTIMIZER_SLOTS, Cost, atom_costs, loads, node_seconds
 from smp_tf.plan.graph import Graph
 from smp_tf.plan.partition import (
     cut_bytes_between,
@@ -75,10 +75,12 @@ def plan_step(
     config: Config,
     owner: Mapping[int, int],
     partition_of_layer: Mapping[str, int],
+    optimizer_slots: float = OPTIMIZER_SLOTS,
 ) -> StepPlan:
     """Partition, cut and schedule a step.
 
     Args:
+        optimizer_slots: bytes of optimizer state per byte of a trained weight.
         owner: variable index -> partition, where an earlier step has decided it.
         partition_of_layer: layer path -> partition, likewise.
 
@@ -90,7 +92,7 @@ def plan_step(
         require_one_home(graph)
     roles = assign_roles(graph)
     atoms = _atoms(graph, roles, config)
-    costs = atom_costs(graph, roles, atoms)
+    costs = atom_costs(graph, roles, atoms, optimizer_slots)
     weights = loads(costs, config.memory_weight)
     advice: tuple[str, ...] = ()
     partition_of_atom = _follow(atoms, config, owner, partition_of_layer)

@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from smp_tf.config import Config
 from smp_tf.errors import ConfigError
 from smp_tf.frontend import variables
 from smp_tf.frontend.hooks import graphs
@@ -134,6 +135,12 @@ class Step:
         """
         return self.build(self.read(args, kwargs)).plan
 
+    def trace(
+        self, config: Config, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> StepTrace:
+        """Trace for a configuration, without a session; see ``smp.plan``."""
+        return self._trace(self.read(args, kwargs, config=config))
+
     # --- arguments
 
     def _check_decorator(self, tf_function_arguments: Mapping[str, Any]) -> None:
@@ -163,15 +170,21 @@ class Step:
                 )
 
     def read(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], num_bound: int = 0
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        num_bound: int = 0,
+        config: Config | None = None,
     ) -> Arguments:
         """Find the tensors of a call.
 
         Args:
             num_bound: leading arguments that ``input_signature`` does not count: 1 for
                 a method, for its instance.
+            config: the session's if not said.
         """
-        config = session.current(f"step ({self.__name__})").config
+        if config is None:
+            config = session.current(f"step ({self.__name__})").config
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         rules = SplitRules(
@@ -204,13 +217,16 @@ class Step:
                 self._built[arguments.key] = self._build_new(current, arguments)
             return self._built[arguments.key]
 
-    def _build_new(self, current: Any, arguments: Arguments) -> _Built:
-        trace = trace_step(
+    def _trace(self, arguments: Arguments) -> StepTrace:
+        return trace_step(
             self._function,
             [argument.microbatch for argument in arguments.tensors],
             lambda function, tensors: _call(function, arguments, tensors),
             autograph=self._autograph,
         )
+
+    def _build_new(self, current: Any, arguments: Arguments) -> _Built:
+        trace = self._trace(arguments)
         first_channel = _channels.first_free(current)
         require_same_graph(self.__name__, trace.graph, first_channel)
         known = placement.known(trace.models)
@@ -302,6 +318,12 @@ class _Method:
     def plan(self, *args: Any, **kwargs: Any) -> StepPlan:
         """See ``Step.plan``."""
         return self._step.build(self._read(args, kwargs)).plan
+
+    def trace(
+        self, config: Config, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> StepTrace:
+        """See ``Step.trace``."""
+        return self._step.trace(config, (self._instance, *args), kwargs)
 
     def _read(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
         return self._step.read((self._instance, *args), kwargs, num_bound=1)

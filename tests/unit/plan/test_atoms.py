@@ -9,6 +9,7 @@ from smp_tf.plan.atoms import Atom, find_atoms, pinned_atoms
 from smp_tf.plan.graph import TensorSpec
 from smp_tf.plan.roles import assign_roles
 from tests.unit.plan.example_graphs import (
+    SQUARE,
     Builder,
     analyse,
     chain,
@@ -187,3 +188,17 @@ def test_a_metric_has_no_atom():
     assert "metric/add" not in step.atoms.atom_of
     assert 2 not in step.atoms.atom_of_variable
     assert find_atoms(step.graph, step.roles) == step.atoms
+
+
+def test_a_gradient_made_from_constants_is_where_its_variable_is():
+    """As that of a bias when the loss is a sum: no input of it runs anywhere."""
+    b = Builder()
+    x, saved = b.dense("first", b.argument("x"), b.variable("w0"))
+    y, last = b.dense("last", x, b.variable("w1"))
+    _, grad = b.mean_loss(y)
+    ones = b.op("ones", "Const", shape=SQUARE)
+    b.gradient(b.backward("grad/last", "Identity", ones, shape=SQUARE), 1)
+    b.gradient(b.dense_backward(saved, grad, needs_input=False)[1], 0)
+    graph = b.build()
+    atoms = find_atoms(graph, assign_roles(graph))
+    assert atoms.atom_of["grad/last"] == atoms.atom_of_variable[1] == 1

@@ -1,0 +1,93 @@
+"""``smp.plan``: what a partition would be like, in one process and before a launch."""
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from smp_tf.config import Config, resolve
+from smp_tf.errors import PartitionError
+from smp_tf.frontend.optimizers import slots_of
+from smp_tf.frontend.trace import StepTrace
+from smp_tf.plan import schedules
+from smp_tf.plan.forecast import Forecast, forecast
+from smp_tf.plan.step_plan import StepPlan, plan_step
+from smp_tf.runtime.step import Step, step
+
+
+def plan(
+    model_or_step: Any,
+    example_inputs: Any,
+    *,
+    partitions: int,
+    microbatches: int = 4,
+    optimizer: Any = "adam",
+    **config: Any,
+) -> Forecast:
+    """Trace a model, partition it and forecast its steps; nothing runs.
+
+    Needs neither a launcher nor ``smp.init``, and no memory for the weights of a
+    ``DistributedModel``. The model stays as it is: it can be planned again, or trained.
+
+        forecast = smp.plan(model, tf.zeros([32, 128], tf.int32), partitions=4)
+        print(smp.partition_table(forecast.plan))
+        print(forecast)
+
+    Args:
+        model_or_step: a function decorated with ``smp.step``, or a DistributedModel,
+            which is planned for training with the sum of its outputs as the loss.
+        example_inputs: the argument of the call, or a tuple of them; a whole batch,
+            that divides into the microbatches.
+        optimizer: a Keras optimizer or its name, for the bytes of its state; or a
+            number: bytes of state per byte of a trained weight.
+        **config: other keys of the configuration (``pipeline``, ``optimize``, ..).
+
+    Raises:
+        ConfigError, MicrobatchError, PartitionError, TraceError: as ``smp.init`` and a
+            step would.
+        ValueError: it is not known how much state the optimizer keeps.
+    """
+    wanted = {**config, "partitions": partitions, "microbatches": microbatches}
+    resolved = resolve(wanted, partitions)
+    is_number = isinstance(optimizer, int | float)
+    slots = float(optimizer) if is_number else slots_of(optimizer)
+    arguments = (
+        example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    )
+    trace = _step_of(model_or_step).trace(resolved, arguments, {})
+    names = dict.fromkeys((resolved.pipeline, *schedules.NAMES))
+    return forecast([_try(trace, resolved, name, slots) for name in names])
+
+
+def _step_of(model_or_step: Any) -> Any:
+    """A step, or a bound one; else the usual step of a model."""
+    if isinstance(model_or_step, tf.keras.Model):
+        return step(_training_step(model_or_step))
+    if isinstance(model_or_step, Step) or hasattr(model_or_step, "trace"):
+        return model_or_step
+    raise TypeError(
+        "smp.plan takes a DistributedModel or a function decorated with smp.step:"
+        f" model_or_step={model_or_step!r}"
+    )
+
+
+def _training_step(model: Any) -> Any:
+    def forward_backward(*inputs: Any) -> Any:
+        with tf.GradientTape() as tape:
+            outputs = tf.nest.flatten(model(*inputs, training=True))
+            sums = [tf.reduce_sum(t) for t in outputs if t.dtype.is_floating]
+            loss = tf.add_n([tf.cast(each, tf.float32) for each in sums])
+        return tape.gradient(loss, model.trainable_variables), loss
+
+    return forward_backward
+
+
+def _try(
+    trace: StepTrace, config: Config, pipeline: str, slots: float
+) -> StepPlan | PartitionError:
+    """Planned with this schedule, which may be one that cannot run the step."""
+    chosen = dataclasses.replace(config, pipeline=pipeline)
+    try:
+        return plan_step(trace.graph, chosen, {}, {}, slots)
+    except PartitionError as error:
+        return error

@@ -1,0 +1,145 @@
+"""``smp.plan``: a forecast in one process, without a session and without weights."""
+
+import importlib
+from typing import Any
+
+import pytest
+import tensorflow as tf
+
+import smp_tf as smp
+from smp_tf.frontend.variables import DeferredVariable
+from smp_tf.plan.forecast import Forecast
+from tests.unit.one_process import session
+
+layers = tf.keras.layers
+
+
+@pytest.fixture(autouse=True)
+def no_session() -> None:
+    smp.shutdown()
+
+
+class Stack(smp.DistributedModel):
+    def __init__(self, width: int = 64) -> None:
+        super().__init__(name="stack")
+        self.embed = layers.Embedding(100, width, name="embed")
+        self.dense = [layers.Dense(width, name=f"dense_{i}") for i in range(6)]
+        self.head = layers.Dense(10, name="head")
+
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        x = self.embed(x)
+        for layer in self.dense:
+            x = x + layer(x)
+        return self.head(x)
+
+
+BATCH = tf.zeros([32, 16], tf.int32)
+
+
+def forecast(model: Any = None, **options: Any) -> Forecast:
+    return smp.plan(model or Stack(), BATCH, **{"partitions": 3, **options})
+
+
+def test_nothing_is_made_and_the_model_stays_as_it_is() -> None:
+    """5 GB of weights, on a machine that would notice; then the same model trains."""
+    wide = Stack(width=14_000)
+    found = forecast(wide, partitions=4)
+    assert sum(each.weights for each in found.memory) > 4.5e9
+    assert all(isinstance(v, DeferredVariable) for v in wide.variables)
+    assert not smp.is_initialized()
+    model = Stack()
+    two, three = forecast(model, partitions=2), forecast(model, partitions=3)
+    assert [len(each.memory) for each in (two, three)] == [2, 3]
+    with session(microbatches=2):
+        step = smp.step(lambda x: model(x))
+        assert step(BATCH).merge().shape == [32, 16, 10]
+
+
+def test_it_is_the_plan_of_a_session() -> None:
+    model = Stack()
+
+    @smp.step
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(model(x) ** 2)
+        return tape.gradient(loss, model.trainable_variables), loss
+
+    planned = smp.plan(step, BATCH, partitions=1, microbatches=8)
+    with session(microbatches=8):
+        real = step.plan(BATCH)
+    assert planned.plan.graph.fingerprint() == real.graph.fingerprint()
+    assert planned.plan.partition_of_atom == real.partition_of_atom
+    assert planned.plan.schedule == real.schedule and planned.plan.owner == real.owner
+    assert planned.plan.num_microbatches == 8
+    assert smp.partition_table(planned.plan)
+
+
+def test_figures_add_up() -> None:
+    model = Stack()
+    found = forecast(model, microbatches=8)
+    weights = sum(v.shape.num_elements() * 4 for v in model.variables)
+    assert sum(each.weights for each in found.memory) == weights
+    assert found.bytes_per_step == 8 * sum(c.spec.num_bytes for c in found.cuts)
+    assert {(c.source, c.peer) for c in found.cuts} >= {(0, 1), (1, 2), (2, 1), (1, 0)}
+    configured, other = found.schedules
+    assert (configured.pipeline, other.pipeline) == ("interleaved", "simple")
+    assert configured.worst_bytes < other.worst_bytes  # fewer microbatches in flight
+    assert 0 < configured.bubble < 1 and configured.seconds > 0
+    worst = max(each.total for each in found.memory)
+    assert found.fits(worst) and not found.fits(worst - 1)
+    assert [s.pipeline for s in forecast(pipeline="simple").schedules] == [
+        "simple", "interleaved",
+    ]  # fmt: skip
+
+
+def test_optimizers_differ_by_their_state() -> None:
+    trained = sum(each.optimizer for each in forecast(optimizer=1).memory)
+    for optimizer, slots in (
+        ("adam", 2),
+        (tf.keras.optimizers.legacy.SGD(), 0),
+        (tf.keras.optimizers.Adam(amsgrad=True), 3),
+        (0.25, 0.25),
+    ):
+        found = forecast(optimizer=optimizer).memory
+        assert sum(each.optimizer for each in found) == slots * trained
+
+
+def test_people_can_read_it() -> None:
+    lines = str(forecast()).splitlines()
+    assert lines[0] == "MiB at the fullest moment of each rank"
+    assert lines[1].split() == [
+        "rank", "weights", "gradients", "optimizer", "activations", "total",
+    ]  # fmt: skip
+    assert [line.split()[0] for line in lines[2:5]] == ["0", "1", "2"]
+    assert "what crosses ranks" in lines and "estimated step by schedule" in lines
+    crossing = [line for line in lines if "float32[8, 16, 64]" in line]
+    assert len(crossing) == 4 and all(len(line.split()) == 7 for line in crossing)
+    assert any(line.startswith("interleaved") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "error, options",
+    [
+        (smp.PartitionError, {"partitions": 50}),
+        (smp.ConfigError, {"partitions": 0}),
+        (smp.ConfigError, {"pipelines": "simple"}),
+        (smp.MicrobatchError, {"microbatches": 5}),
+        (ValueError, {"optimizer": "no such optimizer"}),
+    ],
+)
+def test_errors(error: type[Exception], options: dict[str, Any]) -> None:
+    with pytest.raises(error):
+        forecast(**options)
+
+
+def test_only_steps_and_models_are_planned() -> None:
+    with pytest.raises(TypeError, match="DistributedModel or a function decorated"):
+        forecast(lambda x: x)
+
+
+def test_the_name_is_a_function_and_a_package() -> None:
+    """``smp.plan`` beside the folder of that name, in any order of imports."""
+    assert importlib.import_module("smp_tf.plan.graph").Graph
+    from smp_tf.plan import graph
+
+    assert graph.Graph and callable(smp.plan)
