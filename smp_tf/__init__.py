@@ -72,6 +72,7 @@ _PUBLIC = {
     ),
     "smp_tf.frontend.variables": ("delay_param_initialization",),
     "smp_tf.runtime.placement": ("partition", "register_post_partition_hook"),
+    "smp_tf.report.forecast_table": ("forecast_table",),
     "smp_tf.report.partition_table": ("partition_table",),
     "smp_tf.runtime.planning": ("plan",),
     "smp_tf.runtime.step": ("step",),

@@ -14,6 +14,7 @@ import math
 import sysconfig
 import time
 from pathlib import Path
+from typing import Any
 
 import smp_tf as smp  # isort: skip  (first: it selects Keras 2)
 
@@ -88,6 +89,26 @@ class CharGPT(smp.DistributedModel):
         return tf.matmul(self.norm(hidden), self.token.embeddings, transpose_b=True)
 
 
+def training_step(model: CharGPT) -> Any:
+    """The step of a model: bytes [batch, length + 1] to gradients and loss."""
+    loss_function = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    @smp.step
+    def forward_backward(tokens):
+        with tf.GradientTape() as tape:
+            loss = loss_function(tokens[:, 1:], model(tokens[:, :-1]))
+        return tape.gradient(loss, model.trainable_variables), loss
+
+    return forward_backward
+
+
+def build(batch: int) -> tuple[Any, np.ndarray]:
+    """For ``python -m smp_tf plan``: the step and one batch, at the default sizes."""
+    options = parse_arguments([])
+    model = CharGPT(options.length, options.dim, options.blocks, options.heads)
+    return training_step(model), np.zeros([batch, options.length + 1], np.int32)
+
+
 def load_text() -> tuple[np.ndarray, np.ndarray]:
     """Bytes of the standard library's top-level modules: to train on, held out."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("[a-z]*.py"))
@@ -102,7 +123,7 @@ def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
     return tokens[starts[:, np.newaxis] + np.arange(length + 1)]
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--microbatches", type=int, default=4)
     parser.add_argument("--pipeline", default="interleaved", help="or simple")
@@ -112,7 +133,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def main() -> None:
@@ -128,11 +149,7 @@ def main() -> None:
     optimizer = keras.optimizers.Adam(rate, beta_2=0.98)
     loss_function = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
-    @smp.step
-    def forward_backward(tokens):
-        with tf.GradientTape() as tape:
-            loss = loss_function(tokens[:, 1:], model(tokens[:, :-1]))
-        return tape.gradient(loss, model.trainable_variables), loss
+    forward_backward = training_step(model)
 
     @tf.function
     def train_step(tokens):

@@ -8,8 +8,6 @@ from smp_tf.plan.memory import RankMemory, memory_by_rank
 from smp_tf.plan.segment import Cut
 from smp_tf.plan.step_plan import StepPlan
 
-_MIB = 2**20
-
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleForecast:
@@ -33,7 +31,7 @@ class ScheduleForecast:
         return max(each.total for each in self.memory)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Forecast:
     """A partitioned step, and how each schedule would run it. See ``smp.plan``.
 
@@ -65,26 +63,14 @@ class Forecast:
         """Whether every rank needs at most so much."""
         return self.schedules[0].worst_bytes <= limit_bytes
 
-    def __str__(self) -> str:
-        """For people: memory by rank, what crosses, the schedules."""
-        rows: list[tuple[str, ...]]
-        rows = [("rank", "weights", "gradients", "optimizer", "activations", "total")]
-        for rank, m in enumerate(self.memory):
-            parts = (m.weights, m.gradients, m.optimizer, m.activations, m.total)
-            rows.append((str(rank), *map(_mib, parts)))
-        lines = ["MiB at the fullest moment of each rank", *_aligned(rows), ""]
-        rows = [("tensor", "from", "to", "type", "MiB per step")]
-        for cut in self.cuts:
-            size = cut.spec.num_bytes * self.plan.num_microbatches
-            ranks = str(cut.source), str(cut.peer)
-            rows.append((cut.tensor, *ranks, str(cut.spec), _mib(size)))
-        lines += ["what crosses ranks", *_aligned(rows), ""]
-        rows = [("schedule", "seconds", "bubble", "fullest rank, MiB")]
-        for each in self.schedules:
-            figures = f"{each.seconds:.4g}", f"{each.bubble:.1%}"
-            rows.append((each.pipeline, *figures, _mib(each.worst_bytes)))
-        lines += ["estimated step by schedule", *_aligned(rows)]
-        return "\n".join([*lines, *self.plan.advice])
+    def __repr__(self) -> str:
+        """One line; ``smp.forecast_table`` has the rest."""
+        first, plan = self.schedules[0], self.plan
+        return (
+            f"partitions={plan.num_partitions} microbatches={plan.num_microbatches}"
+            f" pipeline={first.pipeline} worst_rank_bytes={first.worst_bytes}"
+            f" bytes_per_step={self.bytes_per_step} bubble={first.bubble:.3f}"
+        )
 
 
 def forecast(plans: Sequence[StepPlan | PartitionError]) -> Forecast:
@@ -113,19 +99,3 @@ def forecast(plans: Sequence[StepPlan | PartitionError]) -> Forecast:
             if isinstance(plan, StepPlan)
         ),
     )
-
-
-def _mib(size: int) -> str:
-    return f"{size / _MIB:,.1f}" if size >= _MIB / 10 else f"{size / _MIB:.2g}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Names to the left, figures to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0])]
-            + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
-        )
-        for row in rows
-    ]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from smp_tf.plan.cost import Cost
 from smp_tf.plan.memory import memory_by_rank
 from smp_tf.plan.step_plan import StepPlan
+from smp_tf.report.columns import aligned
 
 _HEADER = (
     "partition",
@@ -71,14 +72,8 @@ def _span(layers: Sequence[str]) -> str:
 
 
 def _align(rows: Sequence[Sequence[str]]) -> str:
+    lines = aligned(rows, left=(1,))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if i == 1 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
     lines.insert(len(lines) - 1, lines[1])
     return "\n".join(lines)

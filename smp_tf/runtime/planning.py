@@ -1,12 +1,13 @@
 """``smp.plan``: what a partition would be like, in one process and before a launch."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from smp_tf.config import Config, resolve
-from smp_tf.errors import PartitionError
+from smp_tf.errors import PartitionError, SmpError
 from smp_tf.frontend.optimizers import slots_of
 from smp_tf.frontend.trace import StepTrace
 from smp_tf.plan import schedules
@@ -31,7 +32,7 @@ def plan(
 
         forecast = smp.plan(model, tf.zeros([32, 128], tf.int32), partitions=4)
         print(smp.partition_table(forecast.plan))
-        print(forecast)
+        print(smp.forecast_table(forecast))
 
     Args:
         model_or_step: a function decorated with ``smp.step``, or a DistributedModel,
@@ -47,16 +48,49 @@ def plan(
             step would.
         ValueError: it is not known how much state the optimizer keeps.
     """
-    wanted = {**config, "partitions": partitions, "microbatches": microbatches}
-    resolved = resolve(wanted, partitions)
+    (found,) = plan_all(
+        model_or_step,
+        example_inputs,
+        partitions=[partitions],
+        microbatches=[microbatches],
+        optimizer=optimizer,
+        **config,
+    )
+    if isinstance(found, SmpError):
+        raise found
+    return found
+
+
+def plan_all(
+    model_or_step: Any,
+    example_inputs: Any,
+    *,
+    partitions: Sequence[int],
+    microbatches: Sequence[int],
+    optimizer: Any = "adam",
+    **config: Any,
+) -> list[Forecast | SmpError]:
+    """Forecasts of all combinations; an error in place of one that cannot be. One trace
+    for each number of microbatches; else as ``plan``."""
     is_number = isinstance(optimizer, int | float)
     slots = float(optimizer) if is_number else slots_of(optimizer)
-    arguments = (
-        example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    )
-    trace = _step_of(model_or_step).trace(resolved, arguments, {})
-    names = dict.fromkeys((resolved.pipeline, *schedules.NAMES))
-    return forecast([_try(trace, resolved, name, slots) for name in names])
+    is_tuple = isinstance(example_inputs, tuple)
+    arguments = example_inputs if is_tuple else (example_inputs,)
+    traced = _step_of(model_or_step)
+    found: list[Forecast | SmpError] = []
+    for count in microbatches:
+        trace: StepTrace | None = None
+        for ranks in partitions:
+            try:
+                wanted = {**config, "partitions": ranks, "microbatches": count}
+                resolved = resolve(wanted, ranks)
+                trace = trace or traced.trace(resolved, arguments, {})
+                names = dict.fromkeys((resolved.pipeline, *schedules.NAMES))
+                each = [_try(trace, resolved, name, slots) for name in names]
+                found.append(forecast(each))
+            except SmpError as error:
+                found.append(error)
+    return found
 
 
 def _step_of(model_or_step: Any) -> Any:

@@ -105,7 +105,9 @@ def test_optimizers_differ_by_their_state() -> None:
 
 
 def test_people_can_read_it() -> None:
-    lines = str(forecast()).splitlines()
+    found = forecast()
+    assert repr(found).startswith("partitions=3 microbatches=4 pipeline=interleaved")
+    lines = smp.forecast_table(found).splitlines()
     assert lines[0] == "MiB at the fullest moment of each rank"
     assert lines[1].split() == [
         "rank", "weights", "gradients", "optimizer", "activations", "total",
