@@ -35,16 +35,7 @@ from tests.models.scripts import THEMES
 BATCH = 8
 STEPS_TRAINED = 2
 LAUNCHES = ["flow+reuse+state", "differentiation+dtypes"]
-# The applications are the cheapest; on 3 ranks they stand for the others.
-REAL_LAUNCHES = [
-    ("applications", 2),
-    ("applications", 3),
-    ("applications", 4),
-    ("large_applications", 2),
-    ("large_applications", 4),
-    ("hugging_face", 2),
-    ("hugging_face", 4),
-]
+REAL_LAUNCHES = ["applications", "large_applications", "hugging_face"]
 
 
 def batches(case: ScriptCase) -> list[Any]:
@@ -142,7 +133,8 @@ def test_equals_one_process(themes: str, size: int, table: Table) -> None:
 
 
 @pytest.mark.timeout(LIMIT_SECONDS + 20)
-@pytest.mark.parametrize(("theme", "size"), REAL_LAUNCHES)
+@pytest.mark.parametrize("size", list(REAL_GRIDS))
+@pytest.mark.parametrize("theme", REAL_LAUNCHES)
 def test_real_models_equal_one_process(theme: str, size: int, table: Table) -> None:
     if theme == "hugging_face":
         pytest.importorskip("transformers")
@@ -151,4 +143,4 @@ def test_real_models_equal_one_process(theme: str, size: int, table: Table) -> N
 
 def test_no_theme_is_left_out() -> None:
     small = {theme for themes in LAUNCHES for theme in themes.split("+")}
-    assert small | {theme for theme, _ in REAL_LAUNCHES} == set(THEMES)
+    assert small | set(REAL_LAUNCHES) == set(THEMES)
