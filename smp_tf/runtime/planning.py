@@ -13,7 +13,7 @@ from smp_tf.frontend.trace import StepTrace
 from smp_tf.plan import schedules
 from smp_tf.plan.forecast import Forecast, forecast
 from smp_tf.plan.step_plan import StepPlan, plan_step
-from smp_tf.runtime.step import Step, step
+from smp_tf.runtime.step import BoundStep, Step, step
 
 
 def plan(
@@ -97,7 +97,7 @@ def _step_of(model_or_step: Any) -> Any:
     """A step, or a bound one; else the usual step of a model."""
     if isinstance(model_or_step, tf.keras.Model):
         return step(_training_step(model_or_step))
-    if isinstance(model_or_step, Step) or hasattr(model_or_step, "trace"):
+    if isinstance(model_or_step, Step | BoundStep):
         return model_or_step
     raise TypeError(
         "smp.plan takes a DistributedModel or a function decorated with smp.step:"

@@ -113,7 +113,7 @@ class Step:
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """As a method: ``self`` is the first argument, a constant of the trace."""
-        return self if instance is None else _Method(self, instance)
+        return self if instance is None else BoundStep(self, instance)
 
     @graphs.unconverted
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -303,7 +303,7 @@ def emit_rank(
     )
 
 
-class _Method:
+class BoundStep:
     """A step that is a method, bound to its instance."""
 
     def __init__(self, bound: Step, instance: Any) -> None:

@@ -135,8 +135,22 @@ def test_errors(error: type[Exception], options: dict[str, Any]) -> None:
 
 
 def test_only_steps_and_models_are_planned() -> None:
-    with pytest.raises(TypeError, match="DistributedModel or a function decorated"):
-        forecast(lambda x: x)
+    for other in (lambda x: x, tf.zeros([2, 2]).numpy()):  # an array has a trace, too
+        with pytest.raises(TypeError, match="DistributedModel or a function decorated"):
+            smp.plan(other, BATCH, partitions=2)
+
+
+def test_a_step_that_is_a_method_is_planned() -> None:
+    class Trainer:
+        def __init__(self) -> None:
+            self.model = Stack()
+
+        @smp.step
+        def forward(self, x: Any) -> Any:
+            return self.model(x)
+
+    found = smp.plan(Trainer().forward, BATCH, partitions=2)
+    assert len(found.memory) == 2
 
 
 def test_the_name_is_a_function_and_a_package() -> None:
