@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from smp_tf.errors import TraceError
+from smp_tf.frontend.bodies import shape_of, specs_of, with_bodies
 from smp_tf.frontend.hooks import graphs, recording, self_test
 from smp_tf.frontend.returns import Returns, describe_returns
 from smp_tf.frontend.writes import Writes
@@ -127,7 +128,7 @@ def _describe_variables(
 
     def add(variable: tf.Variable, in_model: bool) -> None:
         if id(variable.handle) not in seen:
-            spec = TensorSpec(variable.dtype.name, _shape(variable.shape))
+            spec = TensorSpec(variable.dtype.name, shape_of(variable.shape))
             name = placeholder.get(id(variable.handle), "")
             trainable = id(variable.handle) in trained
             described = Variable(variable.name, spec, trainable, in_model, name)
@@ -143,10 +144,6 @@ def _describe_variables(
     ):
         add(variable, False)
     return tuple(v for v, _ in seen.values()), tuple(d for _, d in seen.values())
-
-
-def _shape(shape: tf.TensorShape) -> tuple[int | None, ...] | None:
-    return None if shape.rank is None else tuple(shape.as_list())
 
 
 def _describe(
@@ -182,7 +179,7 @@ def _describe(
                     id(leaf.variable.handle)
                 ]
     return Graph(
-        nodes=sort_topologically(nodes),
+        nodes=sort_topologically(with_bodies(nodes, operations)),
         arguments=tuple(t.name for t in func_graph.inputs if t.op.name not in captured),
         captures=tuple(captured),
         variables=described,
@@ -210,15 +207,18 @@ def _node(
         op=operation.type,
         inputs=tuple(tensor.name for tensor in operation.inputs),
         controls=tuple(control.name for control in operation.control_inputs),
-        outputs=tuple(
-            TensorSpec(t.dtype.name, _shape(t.shape)) for t in operation.outputs
-        ),
+        outputs=specs_of(operation.outputs),
         is_stateful=bool(operation.op_def.is_stateful),
         layer=recording.read_attribute(node_def, recording.LAYER),
         forward=recording.read_attribute(node_def, recording.FORWARD),
         is_gradient=recording.GRADIENT in node_def.attr,
         pin=pin,
         writes=writes.of_operation(operation, node_def),
+        colocated=tuple(
+            group.decode().removeprefix("loc:@")
+            for group in operation.colocation_groups()
+            if group.decode() != f"loc:@{operation.name}"
+        ),
         digest=digests.of_node(node_def),
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from smp_tf.plan.atoms import Atom, Atoms, used_variables
 from smp_tf.plan.cost import Cost
 from smp_tf.plan.graph import Graph
+from smp_tf.plan.problem import Problem
 from smp_tf.plan.roles import Roles
 
 NAMES_SHOWN = 4
@@ -15,17 +16,14 @@ def advise_on_atoms(
     roles: Roles,
     atoms: Atoms,
     costs: Sequence[Cost],
-    loads: Sequence[float],
-    num_partitions: int,
+    problem: Problem,
 ) -> tuple[str, ...]:
     """One text for each atom that no partitioner can balance.
 
     That is one with more than half of the model's load, or one and a half times the
     even share of a partition: the rank that has it makes all others wait.
-
-    Args:
-        loads: of each atom; all together weigh 1.
     """
+    num_partitions, loads = problem.num_partitions, problem.atom_loads
     if num_partitions == 1:
         return ()
     limit = min(0.5, 1.5 / num_partitions)
@@ -68,7 +66,8 @@ def _why_it_is_one(
             "give them variables of their own",
         )
     return (
-        "a tensor that cannot be sent (variant, string, unknown rank) joins them",
+        "a tensor that cannot be sent (variant, string, unknown rank) joins them, or"
+        " they are colocated",
         "pass ordinary tensors between them",
     )
 

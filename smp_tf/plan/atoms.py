@@ -2,8 +2,8 @@
 
 An atom is one call of a Keras layer that has no layers inside it, or a stretch of
 operations that a composite layer (a block, the model itself) does between its parts.
-Atoms that use the same variable, or that are joined by a tensor that cannot cross
-ranks, are one atom: so tied weights stay together by construction.
+Atoms that use the same variable, that are colocated, or that are joined by a tensor
+that cannot cross ranks, are one atom: so tied weights stay together by construction.
 """
 
 import dataclasses
@@ -51,6 +51,7 @@ def find_atoms(graph: Graph, roles: Roles) -> Atoms:
     """Atoms for automatic partitioning: by layer call and by shared variables."""
     groups = _layer_groups(graph, roles)
     _join_shared(graph, roles, groups)
+    _join_idle(roles, groups)
     return _atoms(graph, roles, groups.roots(), {})
 
 
@@ -180,6 +181,9 @@ def _join_shared(graph: Graph, roles: Roles, groups: _Groups) -> None:
         for index in used_variables(graph, roles, node):
             groups.join(group, first_user.setdefault(index, group))
             users.append(node.name)
+        for name in node.colocated:
+            if name in groups.group_of:
+                groups.join(group, groups.group_of[name])
         for tensor in node.inputs:
             source = groups.group_of.get(node_of(tensor))
             if source is not None and not graph.spec(tensor).can_cross:
@@ -198,6 +202,24 @@ def _join_repeated(groups: _Groups, owning: Set[int]) -> None:
         is_repeated = groups.root(group - 1) < group - 1
         if is_repeated and group not in owning and groups.root(group) == group:
             groups.join(group - 1, group)
+
+
+def _join_idle(roles: Roles, groups: _Groups) -> None:
+    """What only reads variables goes with its neighbour.
+
+    The results of such a layer are not used, so that nothing else of it is left. As an
+    atom of its own it could be all that a partition has, and that rank would idle.
+    """
+    working = {
+        groups.root(group)
+        for name, group in groups.group_of.items()
+        if roles.is_placed(name)
+    }
+    for group in range(len(groups)):
+        if groups.root(group) == group and group not in working and working:
+            before = [other for other in working if other < group]
+            groups.join(max(before) if before else min(working), group)
+            working = {groups.root(other) for other in working}
 
 
 def _atoms(

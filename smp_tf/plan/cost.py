@@ -1,11 +1,11 @@
-"""First cost model: bytes and seconds of each atom, from static shapes.
+"""The cost model: bytes and seconds of each atom, from static shapes.
 
 Unknown dimensions (a batch size that is only known at run time) count as 1: all atoms
 are scaled alike, so the balance hardly depends on them.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from smp_tf.plan.atoms import Atoms
 from smp_tf.plan.graph import Graph, Node, TensorSpec, node_of
@@ -31,16 +31,28 @@ class Cost:
         weight_bytes: all its variables.
         gradient_bytes: accumulated gradients of the trainable ones.
         optimizer_bytes: optimizer state.
-        activation_bytes: tensors kept from its forward for its backward.
+        activation_bytes: tensors kept from its forward for its backward, for as many
+            microbatches as its rank has in flight.
+        late_activation_bytes: likewise, of a use after atoms that come later (the head
+            of tied embeddings): its backward follows soon, so few of them are kept.
+        input_gradient_seconds: of the backward that other atoms wait for.
+        weight_gradient_seconds: of the rest, which only gives gradients of its own
+            variables, so nobody else waits for it (Zero Bubble, arXiv 2401.10241).
     """
 
     weight_bytes: int = 0
     gradient_bytes: int = 0
     optimizer_bytes: int = 0
     activation_bytes: int = 0
+    late_activation_bytes: int = 0
     flops: int = 0
     forward_seconds: float = 0.0
-    backward_seconds: float = 0.0
+    input_gradient_seconds: float = 0.0
+    weight_gradient_seconds: float = 0.0
+
+    @property
+    def backward_seconds(self) -> float:
+        return self.input_gradient_seconds + self.weight_gradient_seconds
 
     @property
     def memory_bytes(self) -> int:
@@ -49,6 +61,7 @@ class Cost:
             + self.gradient_bytes
             + self.optimizer_bytes
             + self.activation_bytes
+            + self.late_activation_bytes
         )
 
     @property
@@ -61,11 +74,16 @@ class Cost:
 
 
 def node_flops(graph: Graph, node: Node) -> int:
-    """Floating point operations of a node; else one per output element.
+    """Floating point operations of a node; else one per output element. Those of a
+    loop are its body's times its rounds, those of a condition its longest branch's.
 
     Shapes: MatMul [m, k] x [k, n] = 2 m k n; a convolution 2 x filter x outputs /
     channels out, its gradients the same with the roles of input and output exchanged.
     """
+    if node.bodies:
+        return node.rounds * max(
+            sum(node_flops(body, each) for each in _inner(body)) for body in node.bodies
+        )
     elements = sum(spec.num_elements for spec in node.outputs)
     specs = [graph.spec(tensor) for tensor in node.inputs]
     if node.op in _MATMULS:
@@ -93,9 +111,19 @@ def _convolution_flops(outputs: int, kernel: TensorSpec, op: str) -> int:
 
 def node_seconds(graph: Graph, node: Node) -> float:
     """Roofline estimate: arithmetic or memory traffic, whichever takes longer."""
+    if node.bodies:
+        return node.rounds * max(
+            sum(node_seconds(body, each) for each in _inner(body))
+            for body in node.bodies
+        )
     moved = sum(spec.num_bytes for spec in node.outputs)
     moved += sum(graph.spec(tensor).num_bytes for tensor in node.inputs)
     return max(node_flops(graph, node) / FLOPS_PER_SECOND, moved / BYTES_PER_SECOND)
+
+
+def _inner(body: Graph) -> Iterator[Node]:
+    """What a function computes, without what it is given."""
+    return (node for node in body.nodes if node.op not in ("Placeholder", "Const"))
 
 
 def atom_costs(
@@ -110,53 +138,82 @@ def atom_costs(
         optimizer_slots: bytes of optimizer state per byte of a trained weight.
     """
     costs = [Cost() for _ in atoms.atoms]
+    awaited = _awaited_by_others(graph, roles, atoms.atom_of)
     for node in graph.nodes:
         atom = atoms.atom_of.get(node.name)
         if atom is None or not roles.is_placed(node.name):
             continue
         flops, seconds = node_flops(graph, node), node_seconds(graph, node)
-        if node.name in roles.backward:
-            costs[atom] += Cost(flops=flops, backward_seconds=seconds)
-        else:
+        if node.name not in roles.backward:
             costs[atom] += Cost(flops=flops, forward_seconds=seconds)
+        elif node.name in awaited:
+            costs[atom] += Cost(flops=flops, input_gradient_seconds=seconds)
+        else:
+            costs[atom] += Cost(flops=flops, weight_gradient_seconds=seconds)
     for index, atom in atoms.atom_of_variable.items():
         variable = graph.variables[index]
         size = variable.spec.num_bytes
         trained = size if variable.trainable else 0
         costs[atom] += Cost(size, trained, round(optimizer_slots * trained))
-    for atom, stashed in _stashed_bytes(graph, roles, atoms.atom_of).items():
-        costs[atom] += Cost(activation_bytes=stashed)
+    late = _late_nodes(graph, roles, atoms.atom_of)
+    for tensor, atom in _kept_tensors(graph, roles, atoms.atom_of).items():
+        size = graph.spec(tensor).num_bytes
+        if node_of(tensor) in late:
+            costs[atom] += Cost(late_activation_bytes=size)
+        else:
+            costs[atom] += Cost(activation_bytes=size)
     return tuple(costs)
 
 
-def _stashed_bytes(
+def _awaited_by_others(
     graph: Graph, roles: Roles, atom_of: Mapping[str, int]
-) -> Mapping[int, int]:
-    """Bytes of forward tensors that the backward of each atom reads."""
-    kept: dict[tuple[int, str], int] = {}
+) -> frozenset[str]:
+    """Backward nodes that the backward of another atom needs, directly or not."""
+    found: set[str] = set()
+    for node in reversed(graph.nodes):
+        if node.name not in roles.backward:
+            continue
+        here = atom_of.get(node.name)
+        for name in map(node_of, node.inputs):
+            if name in roles.backward and (
+                node.name in found or atom_of.get(name, here) != here
+            ):
+                found.add(name)
+    return frozenset(found)
+
+
+def _late_nodes(
+    graph: Graph, roles: Roles, atom_of: Mapping[str, int]
+) -> frozenset[str]:
+    """Forward nodes of an atom that need what a later atom has made."""
+    late: set[str] = set()
+    for node in graph.nodes:
+        here = atom_of.get(node.name)
+        if here is None or node.name in roles.backward:
+            continue
+        for name in map(node_of, node.inputs):
+            there = atom_of.get(name, here)
+            if there > here or (there == here and name in late):
+                late.add(node.name)
+    return frozenset(late)
+
+
+def _kept_tensors(
+    graph: Graph, roles: Roles, atom_of: Mapping[str, int]
+) -> Mapping[str, int]:
+    """Forward tensor that is kept for the backward -> atom that it is counted for.
+
+    A tensor that the backward of several atoms reads (a ReLU's output: by its own
+    gradient and by that of the next layer's weight) counts once, for the first of them:
+    neighbours are mostly on one rank, which keeps it once.
+    """
+    kept: dict[str, int] = {}
     for node in graph.nodes:
         if node.name not in roles.backward or node.name not in atom_of:
             continue
         for tensor in node.inputs:
             source = node_of(tensor)
             if source not in roles.backward and roles.is_placed(source):
-                kept[(atom_of[node.name], tensor)] = graph.spec(tensor).num_bytes
-    total: dict[int, int] = {}
-    for (atom, _), size in kept.items():
-        total[atom] = total.get(atom, 0) + size
-    return total
-
-
-def loads(costs: Sequence[Cost], memory_weight: float) -> tuple[float, ...]:
-    """One number per atom to balance; all atoms together weigh 1.
-
-    Args:
-        memory_weight: 0 balances seconds only, 1 bytes only.
-    """
-    memory = sum(cost.memory_bytes for cost in costs) or 1
-    seconds = sum(cost.seconds for cost in costs) or 1.0
-    return tuple(
-        memory_weight * cost.memory_bytes / memory
-        + (1.0 - memory_weight) * cost.seconds / seconds
-        for cost in costs
-    )
+                atom = atom_of[node.name]
+                kept[tensor] = min(kept.get(tensor, atom), atom)
+    return kept

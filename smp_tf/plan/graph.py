@@ -96,7 +96,10 @@ class Node:
         is_gradient: made while differentiating (tape, tf.gradients).
         pin: partition asked for with ``smp.partition``, None when not.
         writes: those of its inputs whose resource it may change.
+        colocated: nodes that must run where it runs (``tf.compat.v1.colocate_with``).
         digest: hash of the attributes, for comparing ranks.
+        bodies: what it calls: a loop's body, the branches of a condition.
+        rounds: of a loop, at most; 1 where that is not known before it runs.
     """
 
     name: str
@@ -110,7 +113,12 @@ class Node:
     is_gradient: bool = False
     pin: int | None = None
     writes: tuple[str, ...] = ()
+    colocated: tuple[str, ...] = ()
     digest: str = ""
+    bodies: tuple["Graph", ...] = dataclasses.field(
+        default=(), repr=False, compare=False
+    )
+    rounds: int = 1
 
 
 def node_of(tensor: str) -> str:

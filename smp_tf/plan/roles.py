@@ -5,8 +5,9 @@ role       meaning
 ========== =====================================================================
 free       costs nothing to make anywhere (constants, arguments, captures, what is
            computed from constants and argument shapes): copied into each segment
-read       the value of a model variable that the step does not write, or a cast of
-           it: read again by each segment of its owner, never stashed
+read       the value of a model variable that the step does not write, or a cast,
+           transpose or other shape of it: made again by each segment of its owner,
+           never stashed (a copy of the weights for every microbatch in flight)
 everywhere changes state that is no model's (a metric, a counter): runs on every rank
 placed     runs on exactly one partition
 ========== =====================================================================
@@ -19,6 +20,11 @@ from smp_tf.errors import PartitionError
 from smp_tf.plan.graph import Graph, Node, node_of
 
 _SHAPE_OPS = frozenset({"Shape", "ShapeN", "Size", "Rank"})
+
+# They move the elements of one tensor and compute nothing.
+_MOVES = frozenset(
+    {"Cast", "Identity", "Reshape", "ExpandDims", "Squeeze", "Transpose", "Pack"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +98,12 @@ def require_one_home(graph: Graph) -> None:
 
 def assign_roles(graph: Graph) -> Roles:
     """Classify every node of ``graph``."""
+    free = _free(graph)
     return Roles(
-        free=_free(graph),
+        free=free,
         everywhere=_everywhere(graph),
         backward=_backward(graph),
-        variable_of_read=_reads(graph),
+        variable_of_read=_reads(graph, free),
     )
 
 
@@ -153,7 +160,7 @@ def _changed_outside(graph: Graph, node: Node) -> set[str]:
     }
 
 
-def _reads(graph: Graph) -> Mapping[str, int]:
+def _reads(graph: Graph, free: frozenset[str]) -> Mapping[str, int]:
     written = {
         index for node in graph.nodes for index in written_variables(graph, node)
     }
@@ -166,6 +173,9 @@ def _reads(graph: Graph) -> Mapping[str, int]:
             for index in touched_variables(graph, node):
                 if graph.variables[index].in_model and index not in written:
                     found[node.name] = index
-        elif node.op in ("Cast", "Identity") and node_of(node.inputs[0]) in found:
-            found[node.name] = found[node_of(node.inputs[0])]
+        elif node.op in _MOVES:
+            sources = set(map(node_of, node.inputs))
+            owners = {found[name] for name in sources if name in found}
+            if len(owners) == 1 and all(s in found or s in free for s in sources):
+                found[node.name] = owners.pop()
     return found

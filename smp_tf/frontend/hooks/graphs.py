@@ -12,6 +12,7 @@ from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.eager import record
 from tensorflow.python.eager.polymorphic_function import concrete_function
 from tensorflow.python.framework import func_graph as func_graph_lib
+from tensorflow.python.framework import smart_cond
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -94,6 +95,27 @@ def keep_functions(source: func_graph_lib.FuncGraph, importer: Any) -> None:
     for name, function in source._functions.items():
         if name in importer._functions:
             importer._functions[name] = function
+
+
+def functions_of(operation: tf.Operation) -> dict[str, func_graph_lib.FuncGraph]:
+    """The functions that an operation calls: attribute (with a number where it has
+    several) -> graph. Only costs are estimated from them: where TensorFlow does not
+    know the graph of one, there are none."""
+    known = getattr(operation.graph, "_functions", {})
+    found = {}
+    for key, value in sorted(operation.node_def.attr.items()):
+        called = [value.func] if value.HasField("func") else value.list.func
+        for i, function in enumerate(called):
+            graph = getattr(known.get(function.name), "graph", None)
+            if graph is None:
+                return {}
+            found[f"{key}{i or ''}"] = graph
+    return found
+
+
+def static_value(tensor: tf.Tensor) -> Any:
+    """What TensorFlow can compute from constants and static shapes alone, else None."""
+    return smart_cond.smart_constant_value(tensor)
 
 
 class Calls:

@@ -6,7 +6,7 @@ import pytest
 
 from smp_tf.errors import PartitionError
 from smp_tf.plan.atoms import Atom, find_atoms, pinned_atoms
-from smp_tf.plan.graph import TensorSpec
+from smp_tf.plan.graph import TensorSpec, node_of
 from smp_tf.plan.roles import assign_roles
 from tests.unit.plan.example_graphs import (
     SQUARE,
@@ -202,3 +202,33 @@ def test_a_gradient_made_from_constants_is_where_its_variable_is():
     graph = b.build()
     atoms = find_atoms(graph, assign_roles(graph))
     assert atoms.atom_of["grad/last"] == atoms.atom_of_variable[1] == 1
+
+
+def test_a_layer_whose_results_are_not_used_goes_with_its_neighbour():
+    """All that is left of it is the read of its weight: a rank with that alone idles."""
+    b = Builder()
+    x, saved = b.dense("one", b.argument("x"), b.variable("w0"))
+    unread = b.read("side/read", b.variable("w1"), layer="model/side")
+    b.effects.append(node_of(unread))
+    y, _ = b.dense("two", x, b.variable("w2"))
+    b.returns.append(y)
+    atoms = analyse(b.build()).atoms
+    assert [atom.layers for atom in atoms.atoms] == [
+        ("model/one", "model/side"), ("model/two",),
+    ]  # fmt: skip
+    assert atoms.atom_of_variable == {0: 0, 1: 0, 2: 1}
+
+
+def test_what_is_colocated_is_one_atom():
+    graph = chain(4)
+    anchor = "dense_1/matmul"
+    nodes = tuple(
+        dataclasses.replace(node, colocated=(anchor, "not there"))
+        if node.name == "dense_3/tanh"
+        else node
+        for node in graph.nodes
+    )
+    atoms = analyse(dataclasses.replace(graph, nodes=nodes)).atoms
+    assert [atom.layers for atom in atoms.atoms] == [
+        ("model/dense_0",), ("model/dense_1", "model/dense_3"), ("model/dense_2",),
+    ]  # fmt: skip

@@ -1,5 +1,7 @@
 """The cost model against numbers worked out by hand."""
 
+import dataclasses
+
 import pytest
 
 from smp_tf.plan.cost import (
@@ -8,11 +10,10 @@ from smp_tf.plan.cost import (
     OPTIMIZER_SLOTS,
     Cost,
     atom_costs,
-    loads,
     node_flops,
     node_seconds,
 )
-from tests.unit.plan.example_graphs import Builder, analyse, chain
+from tests.unit.plan.example_graphs import SQUARE, Builder, analyse, chain, tied
 
 
 def flops(op, inputs, output):
@@ -76,6 +77,29 @@ def test_seconds_are_bound_by_memory_or_arithmetic():
     assert matmul == pytest.approx(2e9 / FLOPS_PER_SECOND)
 
 
+def test_a_loop_costs_its_rounds_and_a_condition_its_longest_branch():
+    inner = Builder()
+    x, w = inner.op("x", "Placeholder"), inner.op("w", "Placeholder", shape=SQUARE)
+    inner.op("product", "MatMul", x, w)
+    short = Builder()
+    short.op("sine", "Sin", short.op("y", "Placeholder"))
+    body, branch = inner.build(), short.build()
+    once = 2 * 4 * 8 * 8
+    b = Builder()
+    loop = b.op("loop", "While", bodies=(body,), rounds=7)
+    b.op("choice", "If", loop, bodies=(branch, body))
+    graph = b.build()
+    assert node_flops(graph, graph.by_name["loop"]) == 7 * once
+    assert node_flops(graph, graph.by_name["choice"]) == once
+    seconds = node_seconds(body, body.by_name["product"])
+    assert node_seconds(graph, graph.by_name["loop"]) == pytest.approx(7 * seconds)
+    nested = dataclasses.replace(graph, nodes=(graph.by_name["loop"],))
+    b = Builder()
+    b.op("outer", "While", bodies=(nested,), rounds=3)
+    graph = b.build()
+    assert node_flops(graph, graph.by_name["outer"]) == 21 * once
+
+
 def test_costs_of_a_chain():
     """Width 8, batch 4: a weight is 256 bytes, an activation 128."""
     step = analyse(chain(2))
@@ -83,14 +107,47 @@ def test_costs_of_a_chain():
     assert (first.weight_bytes, last.weight_bytes) == (256, 256)
     assert first.gradient_bytes == 256
     assert first.optimizer_bytes == OPTIMIZER_SLOTS * 256
-    # the first keeps its tanh (x is an argument, not kept); the last keeps its tanh,
-    # read by two operations but kept once, and its input
+    # Each keeps its tanh (x is an argument, not kept). The first one's is read by the
+    # backward of the last as well, and the last one's by two operations: once each.
     assert first.activation_bytes == 128
-    assert last.activation_bytes == 256
+    assert last.activation_bytes == 128
     assert first.flops >= 2 * (2 * 4 * 8 * 8)  # forward, and dw
     assert last.flops - first.flops >= 2 * 4 * 8 * 8  # dx as well
     assert first.memory_bytes == 256 * 4 + 128
     assert 0 < first.forward_seconds < first.seconds
+
+
+def test_the_backward_is_split_by_who_waits_for_it():
+    """Nobody waits for the first layer's backward; for a middle one's, all but dw."""
+    step = analyse(chain(3))
+    first, middle, last = atom_costs(step.graph, step.roles, step.atoms)
+    assert first.input_gradient_seconds == 0.0 < first.weight_gradient_seconds
+
+    def seconds(*names):
+        return sum(node_seconds(step.graph, step.graph.by_name[n]) for n in names)
+
+    dense = "grad/dense_1/"
+    assert middle.input_gradient_seconds == pytest.approx(
+        seconds(f"{dense}tanh", f"{dense}dx")
+    )
+    assert middle.weight_gradient_seconds == pytest.approx(seconds(f"{dense}dw"))
+    assert last.weight_gradient_seconds == pytest.approx(seconds("grad/dense_2/dw"))
+    assert middle.seconds == pytest.approx(
+        middle.forward_seconds + middle.backward_seconds
+    )
+
+
+def test_what_a_second_use_keeps_is_kept_shortly():
+    """embed -> dense -> head with the embedding's weight: [4, 8] floats each."""
+    step = analyse(tied())
+    embed, dense = atom_costs(step.graph, step.roles, step.atoms)
+    assert embed.late_activation_bytes == 128 > dense.late_activation_bytes == 0
+    assert embed.activation_bytes > 0 and dense.activation_bytes > 0
+    assert (
+        embed.memory_bytes
+        - dataclasses.replace(embed, late_activation_bytes=0).memory_bytes
+        == 128
+    )
 
 
 def test_variables_that_are_not_trained_have_no_gradient_or_slots():
@@ -103,16 +160,8 @@ def test_variables_that_are_not_trained_have_no_gradient_or_slots():
 
 
 def test_costs_add_by_field():
-    one = Cost(1, 2, 3, 4, 5, 6.0, 7.0)
-    assert one + Cost(10, 20, 30, 40, 50, 60.0, 70.0) == Cost(
-        11, 22, 33, 44, 55, 66.0, 77.0
+    one = Cost(1, 2, 3, 4, 5, 6, 7.0, 8.0, 9.0)
+    assert one + Cost(10, 20, 30, 40, 50, 60, 70.0, 80.0, 90.0) == Cost(
+        11, 22, 33, 44, 55, 66, 77.0, 88.0, 99.0
     )
-    assert sum([one, one], Cost()) == Cost(2, 4, 6, 8, 10, 12.0, 14.0)
-
-
-def test_loads_weigh_memory_against_time():
-    costs = [Cost(weight_bytes=300, forward_seconds=1.0), Cost(100, forward_seconds=3)]
-    assert loads(costs, 1.0) == pytest.approx((0.75, 0.25))
-    assert loads(costs, 0.0) == pytest.approx((0.25, 0.75))
-    assert loads(costs, 0.5) == pytest.approx((0.5, 0.5))
-    assert loads([Cost(), Cost()], 0.5) == (0.0, 0.0)
+    assert sum([one, one], Cost()) == Cost(2, 4, 6, 8, 10, 12, 14.0, 16.0, 18.0)

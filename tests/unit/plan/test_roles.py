@@ -72,6 +72,22 @@ def test_reads_of_unwritten_model_variables_and_casts_of_them():
     assert not roles.is_placed("half") and roles.is_placed("used")
 
 
+def test_other_shapes_of_a_weight_are_read_again():
+    """A transposed weight, kept, would be a copy of it for every microbatch."""
+    b = Builder()
+    x, free = b.argument("x"), b.op("axes", "Const", shape=(2,), dtype="int32")
+    b.variable("v"), b.variable("w")
+    v, w = b.read("read_v", "v/handle:0"), b.read("read_w", "w/handle:0")
+    turned = b.op("turned", "Transpose", w, free)
+    packed = b.op("packed", "Pack", turned)
+    both = b.op("both", "Pack", v, w)
+    mixed = b.op("mixed", "Pack", w, b.op("h", "Tanh", x))
+    b.returns += [b.op(f"use_{t}", "Tanh", t) for t in (packed, both, mixed)]
+    roles = assign_roles(b.build())
+    reads = {"read_v": 0, "read_w": 1, "turned": 1, "packed": 1}
+    assert roles.variable_of_read == reads
+
+
 def test_a_variable_that_the_step_writes_is_not_read_again():
     """BatchNorm's moving average: a second read could see another value."""
     b = Builder()
