@@ -25,7 +25,15 @@ from typing import Any
 from smp_tf.config_keys import ALIASES, DEFAULTS, LATER, RULES, Rule
 from smp_tf.errors import ConfigError
 
-__all__ = ["Config", "Launch", "Threads", "launch", "resolve", "threads_requested"]
+__all__ = [
+    "Config",
+    "Launch",
+    "Threads",
+    "json_log",
+    "launch",
+    "resolve",
+    "threads_requested",
+]
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,9 @@ class Config:
     active_microbatches: int
     optimize: str
     memory_weight: float
+    memory_limit_bytes: int | None
+    partition_file: str | None
+    profile: bool
     auto_partition: bool
     default_partition: int
     contiguous: bool
@@ -225,6 +236,12 @@ def _check_together(config: Config, world_size: int) -> None:
             f"partitions={config.partitions}; "
             f"use a number from 0 to {config.partitions - 1}"
         )
+    if config.partition_file is not None and not config.auto_partition:
+        raise ConfigError(
+            "`partition_file`: only one of the file and smp.partition can decide; "
+            f"partition_file={_show(config.partition_file)}, auto_partition=False; "
+            "leave one of them out"
+        )
 
 
 def _check_available(config: Config) -> None:
@@ -327,6 +344,26 @@ def _refuse_mpi() -> None:
                 f"MPI started this job, which is not supported yet; {name}={text}; "
                 "start it with `horovodrun --gloo -np N python script.py`"
             )
+
+
+def json_log() -> Path | None:
+    """Where SMP_LOG_JSON asks for events as JSON, one a line; None if it does not.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
+    name = os.environ.get("SMP_LOG_JSON", "")
+    if not name:
+        return None
+    try:
+        path = Path(name).expanduser().absolute()
+        path.open("a").close()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            "SMP_LOG_JSON must name a file that rank 0 can append to; "
+            f"SMP_LOG_JSON={_show(name)}: {error}"
+        ) from None
+    return path
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ DEFAULTS: dict[str, Any] = {
     "microbatches": 1,
     "pipeline": "interleaved",
     "optimize": "memory",
+    "memory_limit_bytes": None,
+    "partition_file": None,
+    "profile": False,
     "auto_partition": True,
     "default_partition": 0,
     "contiguous": True,
@@ -76,6 +79,15 @@ def _integer(minimum: int) -> Rule:
     return Rule(f"an integer, at least {minimum}", accept)
 
 
+def _integer_or_none(minimum: int) -> Rule:
+    integer = _integer(minimum)
+
+    def accept(value: object) -> int | None:
+        return None if value is None else int(integer.accept(value))
+
+    return Rule(f"{integer.allowed}, or null", accept)
+
+
 def _number(allowed: str, in_range: Callable[[float], bool]) -> Rule:
     def accept(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -124,6 +136,9 @@ RULES: dict[str, Rule] = {
     "active_microbatches": _integer(1),
     "optimize": _word("memory", "speed"),
     "memory_weight": _number("a number from 0.0 to 1.0", lambda x: 0 <= x <= 1),
+    "memory_limit_bytes": _integer_or_none(1),
+    "partition_file": _path_or_none(),
+    "profile": _boolean(),
     "auto_partition": _boolean(),
     "default_partition": _integer(0),
     "contiguous": _boolean(),

@@ -13,11 +13,14 @@ inside kernels. Unknown dimensions count as 1.
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from smp_tf.plan.graph import Graph, node_of
 from smp_tf.plan.piece import split_segment
 from smp_tf.plan.segment import Segment
-from smp_tf.plan.step_plan import StepPlan
+
+if TYPE_CHECKING:
+    from smp_tf.plan.step_plan import StepPlan
 
 # Their outputs are their first input, seen in another way.
 _VIEWS = frozenset(
@@ -46,7 +49,7 @@ class RankMemory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def memory_by_rank(plan: StepPlan) -> tuple[RankMemory, ...]:
+def memory_by_rank(plan: "StepPlan") -> tuple[RankMemory, ...]:
     """The memory of every pp_rank; optimizer state as the plan's costs have it."""
     gradients = _summed_gradients(plan.graph)
     owner, found = plan.owner, []
@@ -89,7 +92,9 @@ def _summed_gradients(graph: Graph) -> dict[str, int]:
 class _Walk:
     """One rank's way through its actions."""
 
-    def __init__(self, plan: StepPlan, rank: int, gradients: Mapping[str, int]) -> None:
+    def __init__(
+        self, plan: "StepPlan", rank: int, gradients: Mapping[str, int]
+    ) -> None:
         self.graph = plan.graph
         self.actions = plan.schedule.ranks[rank]
         self.received: dict[int, list[str]] = {}

@@ -1,128 +1,135 @@
-"""Assign atoms to partitions: balanced contiguous stretches, then few bytes cut."""
+"""Assign atoms to partitions: the fullest as light as can be, then few bytes cut."""
 
-import bisect
-import itertools
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 
 from smp_tf.errors import PartitionError
 from smp_tf.plan.atoms import Atoms
-from smp_tf.plan.graph import Graph, node_of
-from smp_tf.plan.roles import Roles
+from smp_tf.plan.downsets import all_downsets
+from smp_tf.plan.orders import by_partition, orders
+from smp_tf.plan.problem import Problem
+from smp_tf.plan.refine import refine
+from smp_tf.plan.stretches import Stretches
 
 SLACK = 0.02
 """How much worse than the best balance a partition may be to cut fewer bytes: an
 imbalance of 2 % costs 2 % of the step, about what sending an activation costs."""
 
+REFINED = 3
+"""Of the cheapest partitions of all orders, how many are refined."""
 
-def partition_atoms(
-    loads: Sequence[float], cut_bytes: Sequence[int], num_partitions: int
-) -> tuple[int, ...]:
-    """Split atoms 0..n-1 into contiguous, non-empty partitions.
+_Chosen = tuple[int, ...]
 
-    The heaviest partition is as light as possible (within ``SLACK``); among such splits
-    the one that cuts the fewest bytes is taken, then the more balanced one, then the
-    earliest.
+
+def partition_problem(problem: Problem, contiguous: bool = True) -> _Chosen:
+    """Spread atoms over partitions, none of which is empty.
+
+    The fullest partition is as light as possible (within ``SLACK``); among such
+    partitions the one that cuts the fewest bytes is taken, then the one with the fewest
+    messages. Each order of the atoms is solved exactly and the best are refined, so the
+    result is exact for a chain, and near that for a model with branches.
 
     Args:
-        loads: weight of each atom, >= 0.
-        cut_bytes: [n + 1] bytes that cross ranks when atoms i-1 and i are separated.
+        contiguous: no tensor of the forward goes to an earlier rank, but for layers
+            that are used again.
 
     Returns:
-        The partition of each atom, ascending.
+        The partition of each atom.
 
     Raises:
-        PartitionError: more partitions than atoms.
+        PartitionError: more partitions than atoms, or nothing within the memory limit;
+            names the smallest limit that could be kept.
     """
-    n = len(loads)
-    if num_partitions > n:
-        raise PartitionError(
-            f"each partition needs at least one atom: partitions={num_partitions}"
-            f" atoms={n}; use fewer partitions, or give the model more layers"
-            " (operations that share a variable, and one call of a layer, cannot be"
-            " torn apart)"
-        )
-    total = [0.0, *itertools.accumulate(loads)]
-    limit = _best_bottleneck(total, num_partitions) * (1.0 + SLACK)
-    bounds = _cheapest_bounds(total, cut_bytes, num_partitions, limit)
-    return tuple(
-        partition
-        for partition, (start, end) in enumerate(itertools.pairwise(bounds))
-        for _ in range(start, end)
+    _require_enough_atoms(problem)
+    solved = [Stretches(problem, order) for order in orders(problem)]
+    balanced = _best_balanced(problem, solved, contiguous)
+    if balanced is None:
+        raise _over_limit(problem, contiguous)
+    worst = max(problem.loads(balanced))
+    few = all_downsets(problem) if contiguous else None
+    exact = few.solve(worst, SLACK) if few else None
+    if exact is not None:
+        return exact
+    limit = worst * (1.0 + SLACK)
+    found = {each.cheapest(limit) for each in solved} | {balanced}
+    candidates = sorted(
+        (chosen for chosen in found if chosen is not None), key=_by_cut(problem)
+    )
+    return min(
+        (_improved(problem, each, limit, contiguous) for each in candidates[:REFINED]),
+        key=_by_cut(problem),
     )
 
 
-def _best_bottleneck(total: Sequence[float], num_partitions: int) -> float:
-    """Smallest load of the heaviest partition: dynamic programming over prefixes.
-
-    best[k][i] = min over j of max(best[k-1][j], load(j..i)); the first term grows with
-    j and the second shrinks, so the crossing is found by bisection.
-    """
-    n = len(total) - 1
-    best = [total[i] for i in range(n + 1)]
-    for k in range(2, num_partitions + 1):
-        previous, best = best, [float("inf")] * (n + 1)
-        for i in range(k, n + 1):
-            low, high = k - 1, i - 1
-            while low < high:
-                middle = (low + high) // 2
-                if previous[middle] < total[i] - total[middle]:
-                    low = middle + 1
-                else:
-                    high = middle
-            for j in (low - 1, low):
-                if k - 1 <= j < i:
-                    best[i] = min(best[i], max(previous[j], total[i] - total[j]))
-    return best[n]
+def emptiest(problem: Problem, contiguous: bool = True) -> _Chosen:
+    """The partition of each atom if nothing but memory counted, without a limit."""
+    relaxed = dataclasses.replace(problem, memory_weight=1.0, memory_limit=None)
+    solved = [Stretches(relaxed, order) for order in orders(relaxed)]
+    found = _best_balanced(relaxed, solved, contiguous)
+    assert found is not None, "there is no limit that could be exceeded"
+    return found
 
 
-def _cheapest_bounds(
-    total: Sequence[float], cut_bytes: Sequence[int], num_partitions: int, limit: float
-) -> tuple[int, ...]:
-    """Bounds 0 = b0 < .. < bp = n, every load <= limit, with the fewest bytes cut."""
-    n = len(total) - 1
-    epsilon = 1e-12 * max(total[-1], 1.0)
-    # state at (k, i): (bytes cut, heaviest load, bounds so far)
-    rows: list[dict[int, tuple[int, float, tuple[int, ...]]]] = [{0: (0, 0.0, (0,))}]
-    for k in range(1, num_partitions + 1):
-        row: dict[int, tuple[int, float, tuple[int, ...]]] = {}
-        ends = [n] if k == num_partitions else range(k, n - (num_partitions - k) + 1)
-        for i in ends:
-            first = bisect.bisect_left(total, total[i] - limit - epsilon)
-            candidates = [
-                (
-                    rows[-1][j][0] + (cut_bytes[i] if i < n else 0),
-                    max(rows[-1][j][1], total[i] - total[j]),
-                    (*rows[-1][j][2], i),
-                )
-                for j in range(max(first, k - 1), i)
-                if j in rows[-1]
-            ]
-            if candidates:
-                row[i] = min(candidates)
-        rows.append(row)
-    return rows[-1][n][2]
+def _best_balanced(
+    problem: Problem, solved: Iterable[Stretches], contiguous: bool
+) -> _Chosen | None:
+    """With the lightest fullest partition that was found within the memory limit."""
+    best = min(solved, key=lambda each: each.best_bottleneck)
+    chosen = best.cheapest(best.best_bottleneck) or emptiest(problem, contiguous)
+    # A load that nobody can have: what counts is by how much it is exceeded.
+    chosen = refine(problem, chosen, 0.0, contiguous)
+    few = all_downsets(problem) if contiguous else None
+    if few is not None:
+        chosen = few.solve(max(problem.loads(chosen)), 0.0) or chosen
+    limit = problem.memory_limit
+    is_within = limit is None or max(problem.memory(chosen)) <= limit
+    return chosen if is_within else None
 
 
-def cut_bytes_between(graph: Graph, roles: Roles, atoms: Atoms) -> tuple[int, ...]:
-    """[n + 1] bytes per microbatch that cross if atoms i-1 and i are separated."""
-    n = len(atoms.atoms)
-    change = [0] * (n + 2)
-    spans: dict[str, tuple[int, int]] = {}
-    for node in graph.nodes:
-        reader = atoms.atom_of.get(node.name)
-        if reader is None:
-            continue
-        for tensor in node.inputs:
-            source = node_of(tensor)
-            if source in atoms.atom_of and roles.is_placed(source):
-                start = atoms.atom_of[source]
-                low, high = spans.get(tensor, (start, start))
-                spans[tensor] = (min(low, reader), max(high, reader))
-    for tensor, (low, high) in spans.items():
-        size = graph.spec(tensor).num_bytes
-        change[low + 1] += size
-        change[high + 1] -= size
-    return tuple(itertools.accumulate(change))[: n + 1]
+def _improved(
+    problem: Problem, chosen: _Chosen, limit: float, contiguous: bool
+) -> _Chosen:
+    """Refined, then the best stretches of its order, as long as that helps."""
+    key = _by_cut(problem)
+    while True:
+        refined = refine(problem, chosen, limit, contiguous)
+        if contiguous:
+            order = by_partition(refined, range(problem.num_atoms))
+            again = Stretches(problem, order).cheapest(limit)
+            refined = min(refined, again or refined, key=key)
+        if key(refined) >= key(chosen):
+            return chosen
+        chosen = refined
+
+
+def _by_cut(problem: Problem) -> Callable[[_Chosen], tuple[int, int, float, _Chosen]]:
+    return lambda chosen: (
+        problem.cut_bytes(chosen),
+        problem.num_messages(chosen),
+        max(problem.loads(chosen)),
+        chosen,
+    )
+
+
+def _require_enough_atoms(problem: Problem) -> None:
+    if problem.num_partitions > problem.num_atoms:
+        raise PartitionError(
+            "each partition needs at least one atom:"
+            f" partitions={problem.num_partitions} atoms={problem.num_atoms}; use fewer"
+            " partitions, or give the model more layers (operations that share a"
+            " variable, and one call of a layer, cannot be torn apart)"
+        )
+
+
+def _over_limit(problem: Problem, contiguous: bool) -> PartitionError:
+    smallest = max(problem.memory(emptiest(problem, contiguous)))
+    return PartitionError(
+        "no rank may need more than memory_limit_bytes:"
+        f" memory_limit_bytes={problem.memory_limit}"
+        f" partitions={problem.num_partitions}; the smallest that can be kept is"
+        f" {smallest}; use more partitions, smaller or fewer active microbatches, or a"
+        " larger limit"
+    )
 
 
 def follow_placement(

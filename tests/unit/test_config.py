@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from smp_tf.config import Config, Launch, Threads, launch, resolve, threads_requested
+from smp_tf.config import (
+    Config,
+    Launch,
+    Threads,
+    json_log,
+    launch,
+    resolve,
+    threads_requested,
+)
 from smp_tf.config_keys import DEFAULTS, RULES
 from smp_tf.errors import ConfigError
 
@@ -54,6 +62,9 @@ def test_defaults():
         "active_microbatches": 6,
         "optimize": "memory",
         "memory_weight": 0.8,
+        "memory_limit_bytes": None,
+        "partition_file": None,
+        "profile": False,
         "auto_partition": True,
         "default_partition": 0,
         "contiguous": True,
@@ -202,6 +213,7 @@ INTEGERS = (
     "activation_loading_horizon",
 )
 BOOLEANS = (
+    "profile",
     "auto_partition",
     "contiguous",
     "horovod",
@@ -243,9 +255,23 @@ def test_timeout(value):
     assert "must be a finite number of seconds above 0" in fails({"timeout_s": value})
 
 
+@pytest.mark.parametrize("value", [0, -1, 1.0, "16GB", True])
+def test_memory_limit(value):
+    error = fails({"memory_limit_bytes": value})
+    assert "must be an integer, at least 1, or null" in error
+    for good in (1, 2**40, None):
+        assert resolve({"memory_limit_bytes": good}, 2).memory_limit_bytes == good
+
+
+@pytest.mark.parametrize("key", ["trace_dir", "partition_file"])
 @pytest.mark.parametrize("value", ["", 3, b"/tmp", ["/tmp"]])
-def test_trace_dir(value):
-    assert "`trace_dir`: must be a path, or null" in fails({"trace_dir": value})
+def test_paths(key, value):
+    assert f"`{key}`: must be a path, or null" in fails({key: value})
+
+
+def test_partition_file_is_a_path_as_text():
+    for given in ("a/p.json", Path("a/p.json")):
+        assert resolve({"partition_file": given}, 2).partition_file == "a/p.json"
 
 
 @pytest.mark.parametrize(
@@ -308,6 +334,13 @@ def test_manual_partition_needs_a_default():
 def test_default_partition_in_range(auto_partition):
     error = fails({"auto_partition": auto_partition, "default_partition": 2})
     assert "default_partition=2, partitions=2; use a number from 0 to 1" in error
+
+
+def test_a_file_and_a_hand_cannot_both_place():
+    manual = {"auto_partition": False, "default_partition": 0}
+    error = fails({**manual, "partition_file": "p.json"})
+    assert error.startswith("`partition_file`: only one of the file and smp.partition")
+    assert "partition_file='p.json', auto_partition=False; leave one" in error
 
 
 # What is planned.
@@ -394,3 +427,26 @@ def test_thread_counts(monkeypatch):
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "3")
     monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "many")
     assert threads_requested() == Threads(intra_op=3, inter_op=None)
+
+
+# Events as JSON.
+
+
+def test_a_file_for_events(monkeypatch, tmp_path):
+    monkeypatch.delenv("SMP_LOG_JSON", raising=False)
+    assert json_log() is None
+    monkeypatch.setenv("SMP_LOG_JSON", "")
+    assert json_log() is None
+    (tmp_path / "log.jsonl").write_text("kept\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SMP_LOG_JSON", "log.jsonl")
+    assert json_log() == tmp_path / "log.jsonl"  # also where the script goes elsewhere
+    assert (tmp_path / "log.jsonl").read_text() == "kept\n"
+
+
+@pytest.mark.parametrize("name", [".", "nowhere/log.jsonl"])
+def test_a_file_for_events_that_cannot_be_written(monkeypatch, tmp_path, name):
+    path = str(tmp_path / name)
+    monkeypatch.setenv("SMP_LOG_JSON", path)
+    with pytest.raises(ConfigError, match="that rank 0 can append to; SMP_LOG_JSON="):
+        json_log()

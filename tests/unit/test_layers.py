@@ -29,7 +29,11 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # -m smp_tf` is one more user of them.
 USERS = {"__main__", "examples"}
 
-PARTITIONING = {"graph", "roles", "atoms", "cost", "partition", "segment"}
+PARTITIONING = {
+    *("graph", "roles", "atoms", "cost", "problem", "segment"),
+    *("orders", "stretches", "downsets", "refine", "partition"),
+    *("partition_file", "profile"),
+}
 SCHEDULING = {"action", "schedules", "comm", "dry_run", "check"}
 
 PURE = {"errors", "topology", "config_keys", "config", "plan"}

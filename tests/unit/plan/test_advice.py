@@ -5,6 +5,7 @@ import pytest
 from smp_tf.config import resolve
 from smp_tf.plan.advice import advise_on_atoms
 from smp_tf.plan.cost import Cost
+from smp_tf.plan.problem import Problem
 from smp_tf.plan.step_plan import plan_step
 from tests.unit.plan.example_graphs import (
     SQUARE,
@@ -59,7 +60,7 @@ def test_layers_that_share_a_variable_are_named_with_it():
 
 def test_layers_joined_by_what_cannot_be_sent():
     step = analyse(uncrossable())
-    loads = [0.9, 0.1]
-    parts = step.graph, step.roles, step.atoms, [Cost(), Cost()], loads
-    (text,) = advise_on_atoms(*parts, num_partitions=2)
+    problem = Problem((9, 1), (0, 0), (0.0, 0.0), (), (), (1, 1), memory_weight=1.0)
+    parts = step.graph, step.roles, step.atoms, [Cost(), Cost()]
+    (text,) = advise_on_atoms(*parts, problem)
     assert "layers=['m/a', 'm/b']" in text and "cannot be sent" in text
