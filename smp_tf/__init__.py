@@ -74,6 +74,8 @@ _PUBLIC = {
     "smp_tf.runtime.placement": ("partition", "register_post_partition_hook"),
     "smp_tf.report.forecast_table": ("forecast_table",),
     "smp_tf.report.partition_table": ("partition_table",),
+    "smp_tf.report.plan_page": ("plan_page",),
+    "smp_tf.report.profile_table": ("profile_table",),
     "smp_tf.runtime.planning": ("plan",),
     "smp_tf.runtime.step": ("step",),
     "smp_tf.runtime.step_output": ("StepOutput",),

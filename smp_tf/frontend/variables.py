@@ -169,6 +169,20 @@ def place(variables: Sequence[Any], owner: Mapping[int, int], partition: int) ->
                 _initialize(variable)
 
 
+def value_of(variable: Any) -> tf.Tensor:
+    """The value that a variable has, or would get now; a deferred one stays deferred.
+
+    Raises:
+        SmpError: another partition has it.
+    """
+    found = initial_values.variable_of(variable.handle)
+    with tf.device(variable.handle.device):
+        if isinstance(found, DeferredVariable):
+            found._smp_require_local()
+            return initial_values.run_as_written(found._smp_initial)
+        return initial_values.read_raw(variable)
+
+
 def owner_elsewhere(variable: Any) -> int | None:
     """The partition that has the value of a variable, None if this process has it."""
     return getattr(initial_values.variable_of(variable.handle), "_smp_owner", None)

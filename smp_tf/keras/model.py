@@ -11,8 +11,10 @@ import tensorflow as tf
 from smp_tf.errors import SmpError
 from smp_tf.frontend import variables
 from smp_tf.frontend.hooks import recording
+from smp_tf.plan.profile import Profile
 from smp_tf.runtime import session
 from smp_tf.runtime.placement import Placement
+from smp_tf.runtime.planning import profile_model
 
 _is_showing_all = contextvars.ContextVar("_is_showing_all", default=False)
 """True while global variables are listed; for the DistributedModels inside of one."""
@@ -76,6 +78,7 @@ class DistributedModel(tf.keras.Model):
 
     _smp_placement: Placement | None = None
     _smp_is_deferring: bool | None = None
+    _smp_measured: Profile | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -135,6 +138,44 @@ class DistributedModel(tf.keras.Model):
             "load_weights",
         )
     )
+
+    # --- profile
+
+    def profile(self, inputs: Any) -> Profile:
+        """Measure the layers, for the partition: instead of the cost model's estimates.
+
+            print(smp.profile_table(model.profile(images)))
+
+        Runs the forward and the backward pass of one microbatch in this process, layer
+        by layer and a few times, with the sum of the outputs as the loss. Each layer's
+        variables exist only while it runs, and nothing of the model changes. Steps that
+        partition the model later, and ``smp.plan``, use what was measured; on all
+        ranks, even if only one of them has called this.
+
+        Args:
+            inputs: what the model is called with, a tuple for several arguments: a
+                batch, that divides into the configuration's microbatches; before
+                ``smp.init`` one microbatch.
+
+        Raises:
+            SmpError: a step has partitioned the model already, or it cannot be
+                measured.
+            MicrobatchError: the batch does not divide into microbatches.
+        """
+        if self.placement is not None:
+            raise SmpError(
+                "model.profile comes before the first step, which decides the"
+                f" partition: model={self.name!r}"
+            )
+        # Set past Keras, which would track it as part of the model.
+        object.__setattr__(self, "_smp_measured", profile_model(self, inputs))
+        assert self.measured is not None
+        return self.measured
+
+    @property
+    def measured(self) -> Profile | None:
+        """What ``profile`` has returned; None if it was not called."""
+        return self._smp_measured
 
     # --- placement
 

@@ -1,6 +1,7 @@
 """What a plan means before anything is launched: memory, messages, time by schedule."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 from smp_tf.errors import PartitionError
@@ -14,21 +15,51 @@ class ScheduleForecast:
     """One schedule of the plan's segments.
 
     Attributes:
-        seconds: estimated, of one step; only ratios are worth anything without a
-            profile.
+        seconds: of one step: estimates, of which only ratios are worth anything; with
+            a profile, the measured seconds of its parts in this schedule.
         bubble: share of the ranks' time in which they wait.
         memory: of each rank.
+        examples_per_second: examples of a step by its seconds; None where the example
+            inputs do not say how many they are.
     """
 
     pipeline: str
     seconds: float
     bubble: float
     memory: tuple[RankMemory, ...]
+    examples_per_second: float | None = None
 
     @property
     def worst_bytes(self) -> int:
         """Of the fullest rank."""
         return max(each.total for each in self.memory)
+
+
+@dataclasses.dataclass(frozen=True)
+class CutTensor:
+    """A tensor on its way from one rank to another, of all microbatches of a step."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...] | None
+    source: int
+    peer: int
+    bytes_per_step: int
+
+
+def cut_tensors(plan: StepPlan) -> tuple[CutTensor, ...]:
+    """What crosses ranks: the cuts of a plan, with their bytes of a step."""
+    return tuple(
+        CutTensor(
+            name=cut.tensor,
+            dtype=cut.spec.dtype,
+            shape=cut.spec.shape,
+            source=cut.source,
+            peer=cut.peer,
+            bytes_per_step=cut.spec.num_bytes * plan.num_microbatches,
+        )
+        for cut in plan.segments.cuts
+    )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -54,14 +85,22 @@ class Forecast:
         return self.plan.segments.cuts
 
     @property
+    def cut_tensors(self) -> tuple[CutTensor, ...]:
+        """The same with names, shapes and their bytes of a whole step."""
+        return cut_tensors(self.plan)
+
+    @property
     def bytes_per_step(self) -> int:
         """That cross ranks in one step."""
-        each = sum(cut.spec.num_bytes for cut in self.cuts)
-        return each * self.plan.num_microbatches
+        return sum(each.bytes_per_step for each in self.cut_tensors)
 
     def fits(self, limit_bytes: int) -> bool:
         """Whether every rank needs at most so much."""
         return self.schedules[0].worst_bytes <= limit_bytes
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the partition to a file; see ``StepPlan.save``."""
+        self.plan.save(path)
 
     def __repr__(self) -> str:
         """One line; ``smp.forecast_table`` has the rest."""
@@ -73,12 +112,15 @@ class Forecast:
         )
 
 
-def forecast(plans: Sequence[StepPlan | PartitionError]) -> Forecast:
+def forecast(
+    plans: Sequence[StepPlan | PartitionError], num_examples: int | None = None
+) -> Forecast:
     """Put together the plans of one step with different schedules.
 
     Args:
         plans: the configured one first; a schedule that cannot run the step has its
             error instead.
+        num_examples: in the batch of one step, if known.
 
     Raises:
         PartitionError: the configured one cannot.
@@ -86,16 +128,19 @@ def forecast(plans: Sequence[StepPlan | PartitionError]) -> Forecast:
     first = plans[0]
     if isinstance(first, PartitionError):
         raise first
-    return Forecast(
-        first,
-        tuple(
-            ScheduleForecast(
-                plan.pipeline,
-                plan.report.seconds,
-                plan.report.bubble,
-                memory_by_rank(plan),
-            )
-            for plan in plans
-            if isinstance(plan, StepPlan)
-        ),
+    found = [plan for plan in plans if isinstance(plan, StepPlan)]
+    return Forecast(first, tuple(_schedule(plan, num_examples) for plan in found))
+
+
+def _schedule(plan: StepPlan, num_examples: int | None) -> ScheduleForecast:
+    seconds = plan.report.seconds
+    throughput = None
+    if num_examples is not None and seconds > 0:
+        throughput = num_examples / seconds
+    return ScheduleForecast(
+        plan.pipeline,
+        seconds,
+        plan.report.bubble,
+        memory_by_rank(plan),
+        throughput,
     )

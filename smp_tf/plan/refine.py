@@ -52,7 +52,7 @@ class _State:
     def _over(self, loads: Sequence[float], memory: Sequence[int]) -> tuple[int, float]:
         most = self.problem.memory_limit
         excess = 0 if most is None else max(0, max(memory) - most)
-        # Sums that are changed again and again drift: what is no gain must not seem one.
+        # Sums that are changed often drift: what is no gain must not seem one.
         return excess, round(max(0.0, max(loads) - self.limit), DIGITS)
 
     def may_move(self, atom: int, there: int) -> bool:

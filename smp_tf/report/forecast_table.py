@@ -29,12 +29,20 @@ def forecast_table(forecast: Forecast) -> str:
             )
         )
     lines += ["what crosses ranks", *aligned(rows, left=(0, 3)), ""]
-    rows = [("schedule", "seconds", "bubble", "fullest rank, MiB")]
+    rows = [("schedule", "seconds", "examples/s", "bubble", "fullest rank, MiB")]
     for each in forecast.schedules:
-        figures = f"{each.seconds:.4g}", f"{each.bubble:.1%}"
+        rate = _rate(each.examples_per_second)
+        figures = f"{each.seconds:.4g}", rate, f"{each.bubble:.1%}"
         rows.append((each.pipeline, *figures, mib(each.worst_bytes)))
-    lines += ["estimated step by schedule", *aligned(rows)]
+    how = "estimated" if forecast.plan.profile is None else "measured"
+    lines += [f"{how} step by schedule", *aligned(rows)]
     return "\n".join([*lines, *forecast.plan.advice])
+
+
+def _rate(examples: float | None) -> str:
+    if examples is None:
+        return "?"
+    return f"{examples:,.0f}" if examples >= 100 else f"{examples:.3g}"
 
 
 def _by_tensor(cuts: Iterable[Cut]) -> list[list[Cut]]:

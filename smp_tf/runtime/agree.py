@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from smp_tf.errors import TraceError
 from smp_tf.plan.graph import Graph
+from smp_tf.plan.profile import Profile, layer_paths
 from smp_tf.runtime import session
 
 
@@ -25,6 +26,22 @@ def require_same_graph(step: str, graph: Graph, first_channel: int) -> None:
     ranks = session.get_mp_group()
     digests = session.allgather((step, graph.digests()), session.MP_GROUP)
     raise TraceError(_first_difference(ranks, digests))
+
+
+def agree_on_profile(graph: Graph, mine: Profile | None) -> Profile | None:
+    """The profile of the first rank of the mp_group that has one, in the names that
+    layers have here. The graphs of the ranks are the same but for names."""
+    if session.mp_size() == 1:
+        return mine
+    paths = {path: str(i) for i, path in enumerate(layer_paths(graph))}
+    numbered = None if mine is None else mine.renamed(paths)
+    found = [
+        each
+        for each in session.allgather(numbered, session.MP_GROUP)
+        if each is not None
+    ]
+    names = {number: path for path, number in paths.items()}
+    return found[0].renamed(names) if found else None
 
 
 def _first_difference(

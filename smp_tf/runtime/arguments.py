@@ -57,6 +57,16 @@ class Arguments:
     key: Hashable
     rebuild: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
 
+    def num_examples(self, num_microbatches: int) -> int | None:
+        """Length of the axis that the first split tensor is split along; None where the
+        trace does not know it, or nothing is split."""
+        for tensor in self.tensors:
+            if tensor.feed is Feed.SPLIT:
+                shape = tensor.microbatch.shape
+                size = None if shape.rank is None else shape[tensor.axis]
+                return None if size is None else size * num_microbatches
+        return None
+
 
 @dataclasses.dataclass(frozen=True)
 class SplitRules:

@@ -1,10 +1,10 @@
 """How this process joins the other ranks of its job.
 
-    resolve the configuration, read what the launcher set
-    hello     job id, configuration and cores of every rank, over the launcher's store
-    compare   configurations; a difference fails on every rank, with the same text
-    threads   divide the cores of the host between its ranks
-    address   open the transport, exchange addresses, connect, start
+resolve the configuration, read what the launcher set and the partition_file
+hello     job id, configuration and cores of every rank, over the launcher's store
+compare   configurations; a difference fails on every rank, with the same text
+threads   divide the cores of the host between its ranks
+address   open the transport, exchange addresses, connect, start
 """
 
 import collections
@@ -14,11 +14,21 @@ import logging
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from smp_tf.config import Config, Launch, launch, resolve, threads_requested
+from smp_tf.config import (
+    Config,
+    Launch,
+    json_log,
+    launch,
+    resolve,
+    threads_requested,
+)
 from smp_tf.errors import ConfigError, TransportError
+from smp_tf.plan.partition_file import PartitionFile, partition_file_of
 from smp_tf.runtime.failure import Guard
+from smp_tf.runtime.log import show_by_default
 from smp_tf.topology import Topology
 from smp_tf.transport.engine import Engine
 from smp_tf.transport.messages import Messages
@@ -31,7 +41,13 @@ logger = logging.getLogger("smp_tf")
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """What ``smp.init`` made. ``engine`` and ``guard`` are None in a world of one."""
+    """What ``smp.init`` made.
+
+    Attributes:
+        engine, guard: None in a world of one.
+        partition_file: a saved partition that steps follow, None without one.
+        json_log: file for events as JSON, None if nobody asked, and off rank 0.
+    """
 
     config: Config
     launch: Launch
@@ -39,6 +55,8 @@ class Session:
     messages: Messages
     engine: Engine | None = None
     guard: Guard | None = None
+    partition_file: PartitionFile | None = None
+    json_log: Path | None = None
 
     @property
     def rank(self) -> int:
@@ -61,16 +79,23 @@ def join(argument: Mapping[str, Any] | None, epoch: int) -> Session:
             tp_size=config.tensor_parallel_degree,
             placement=config.placement_strategy,
         )
+        given = partition_file_of(config)
+        log = json_log() if started.rank == 0 else None
     except Exception as error:
         if started.size > 1:
             _rendezvous(started, epoch, _GIVE_UP_SECONDS).give_up(_reason(error))
         raise
+    if started.rank == 0:
+        show_by_default()
     if started.size == 1:
         alone = Messages(None, topology, started.rank, "", config.timeout_s)
-        return Session(config, started, topology, alone)
+        return Session(
+            config, started, topology, alone, partition_file=given, json_log=log
+        )
     rendezvous = _rendezvous(started, epoch, config.timeout_s)
     try:
-        return _join_others(config, started, topology, rendezvous)
+        joined = _join_others(config, started, topology, rendezvous, given)
+        return dataclasses.replace(joined, json_log=log)
     except ConfigError:  # found by every rank for itself
         raise
     except Exception as error:
@@ -81,11 +106,15 @@ def join(argument: Mapping[str, Any] | None, epoch: int) -> Session:
 
 
 def _join_others(
-    config: Config, launch: Launch, topology: Topology, rendezvous: Rendezvous
+    config: Config,
+    launch: Launch,
+    topology: Topology,
+    rendezvous: Rendezvous,
+    given: PartitionFile | None,
 ) -> Session:
     hello = {
         "job": secrets.token_hex(16) if launch.rank == 0 else None,
-        "config": dataclasses.asdict(config),
+        "config": _comparable(config, given),
         "host": launch.hostname,
         "cores": sorted(os.sched_getaffinity(0)),
     }
@@ -131,7 +160,15 @@ def _join_others(
             config.microbatches,
             config.pipeline,
         )
-    return Session(config, launch, topology, messages, engine, guard)
+    return Session(config, launch, topology, messages, engine, guard, given)
+
+
+def _comparable(config: Config, given: PartitionFile | None) -> dict[str, Any]:
+    """A configuration as ranks compare it: of a file, its content and not its path."""
+    values = dataclasses.asdict(config)
+    if given is not None:
+        values["partition_file"] = f"content {given.digest()}"
+    return values
 
 
 def compare_configs(configs: Sequence[Mapping[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """Where variables and layers are: the user's wishes before, the decision after."""
 
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import logging
@@ -10,7 +11,9 @@ from typing import Any, TypeVar
 
 import tensorflow as tf
 
+from smp_tf.config import Config
 from smp_tf.errors import PartitionError
+from smp_tf.plan.profile import Profile
 from smp_tf.runtime import session
 
 logger = logging.getLogger("smp_tf")
@@ -26,23 +29,29 @@ class Placement:
         session: the session it was decided in; it means nothing in another one.
         owner: id of a variable's handle -> partition.
         partition_of_layer: layer path -> partition.
+        profile: the measured times it was decided with; None for estimates.
     """
 
     session: Any
     owner: Mapping[int, int]
     partition_of_layer: Mapping[str, int]
+    profile: Profile | None = None
 
     def is_current(self) -> bool:
         return session.is_initialized() and session.current("step") is self.session
 
     def extended(
-        self, owner: Mapping[int, int], partition_of_layer: Mapping[str, int]
+        self,
+        owner: Mapping[int, int],
+        partition_of_layer: Mapping[str, int],
+        profile: Profile | None = None,
     ) -> "Placement":
         """With what a further step decided; what was decided before stays."""
         return Placement(
             self.session,
             {**owner, **self.owner},
             {**partition_of_layer, **self.partition_of_layer},
+            self.profile or profile,
         )
 
 
@@ -52,7 +61,9 @@ def known(models: Sequence[Any]) -> Placement:
     for model in models:
         if model.placement is not None:
             merged = merged.extended(
-                model.placement.owner, model.placement.partition_of_layer
+                model.placement.owner,
+                model.placement.partition_of_layer,
+                model.placement.profile,
             )
     return merged
 
@@ -67,6 +78,19 @@ def place(models: Sequence[Any], decided: Placement) -> None:
             run_post_partition_hooks()
 
 
+_planned = contextvars.ContextVar[Config | None]("_planned", default=None)
+
+
+@contextlib.contextmanager
+def planning(config: Config) -> Iterator[None]:
+    """What is traced inside is planned for this configuration, not for a session."""
+    token = _planned.set(config)
+    try:
+        yield
+    finally:
+        _planned.reset(token)
+
+
 @contextlib.contextmanager
 def partition(index: int) -> Iterator[None]:
     """Place the operations created inside on partition ``index``; the innermost wins.
@@ -76,7 +100,7 @@ def partition(index: int) -> Iterator[None]:
     Raises:
         PartitionError: there is no such partition.
     """
-    config = session.config()
+    config = _planned.get() or session.config()
     if isinstance(index, bool) or not isinstance(index, int):
         raise PartitionError(f"smp.partition takes an int: index={index!r}")
     if not 0 <= index < config.partitions:

@@ -8,11 +8,16 @@ import tensorflow as tf
 
 from smp_tf.config import Config, resolve
 from smp_tf.errors import PartitionError, SmpError
+from smp_tf.frontend.hooks import initial_values
 from smp_tf.frontend.optimizers import slots_of
 from smp_tf.frontend.trace import StepTrace
 from smp_tf.plan import schedules
 from smp_tf.plan.forecast import Forecast, forecast
+from smp_tf.plan.partition_file import PartitionFile, partition_file_of
+from smp_tf.plan.profile import Profile
 from smp_tf.plan.step_plan import StepPlan, plan_step
+from smp_tf.runtime import session
+from smp_tf.runtime.profiling import measure, profile_of_models
 from smp_tf.runtime.step import BoundStep, Step, step
 
 
@@ -25,7 +30,8 @@ def plan(
     optimizer: Any = "adam",
     **config: Any,
 ) -> Forecast:
-    """Trace a model, partition it and forecast its steps; nothing runs.
+    """Trace a model, partition it and forecast its steps; nothing runs, but for a
+    profile.
 
     Needs neither a launcher nor ``smp.init``, and no memory for the weights of a
     ``DistributedModel``. The model stays as it is: it can be planned again, or trained.
@@ -33,6 +39,7 @@ def plan(
         forecast = smp.plan(model, tf.zeros([32, 128], tf.int32), partitions=4)
         print(smp.partition_table(forecast.plan))
         print(smp.forecast_table(forecast))
+        forecast.save("partition.json")  # smp.init({"partition_file": ..}) follows it
 
     Args:
         model_or_step: a function decorated with ``smp.step``, or a DistributedModel,
@@ -42,6 +49,8 @@ def plan(
         optimizer: a Keras optimizer or its name, for the bytes of its state; or a
             number: bytes of state per byte of a trained weight.
         **config: other keys of the configuration (``pipeline``, ``optimize``, ..).
+            With ``profile=True`` one microbatch runs here, a few times and atom by
+            atom, and seconds are those of this machine; also after ``model.profile``.
 
     Raises:
         ConfigError, MicrobatchError, PartitionError, TraceError: as ``smp.init`` and a
@@ -68,10 +77,16 @@ def plan_all(
     partitions: Sequence[int],
     microbatches: Sequence[int],
     optimizer: Any = "adam",
+    over_limit: bool = False,
     **config: Any,
 ) -> list[Forecast | SmpError]:
     """Forecasts of all combinations; an error in place of one that cannot be. One trace
-    for each number of microbatches; else as ``plan``."""
+    for each number of microbatches; else as ``plan``.
+
+    Args:
+        over_limit: where ``memory_limit_bytes`` cannot be kept, the plan that needs the
+            least memory instead of an error.
+    """
     is_number = isinstance(optimizer, int | float)
     slots = float(optimizer) if is_number else slots_of(optimizer)
     is_tuple = isinstance(example_inputs, tuple)
@@ -80,17 +95,48 @@ def plan_all(
     found: list[Forecast | SmpError] = []
     for count in microbatches:
         trace: StepTrace | None = None
+        profile: Profile | None = None
         for ranks in partitions:
             try:
                 wanted = {**config, "partitions": ranks, "microbatches": count}
                 resolved = resolve(wanted, ranks)
-                trace = trace or traced.trace(resolved, arguments, {})
+                given = partition_file_of(resolved)
+                read = traced.read(arguments, {}, resolved)
+                if trace is None:
+                    traced_now = traced.trace(resolved, read)
+                    profile = profile_of_models(traced_now.models)
+                    if resolved.profile and profile is None:
+                        profile = measure(traced_now, read, count)
+                    trace = traced_now
                 names = dict.fromkeys((resolved.pipeline, *schedules.NAMES))
-                each = [_try(trace, resolved, name, slots) for name in names]
-                found.append(forecast(each))
+                each = [
+                    _try(trace, resolved, name, slots, given, profile, over_limit)
+                    for name in names
+                ]
+                found.append(forecast(each, read.num_examples(count)))
             except SmpError as error:
                 found.append(error)
     return found
+
+
+def profile_model(model: Any, inputs: Any) -> Profile:
+    """Measure the usual training step of a model; see ``DistributedModel.profile``."""
+    if not tf.executing_eagerly():
+        raise SmpError(
+            "model.profile takes real values: call it outside of every tf.function;"
+            f" model={model.name!r}"
+        )
+    config = (
+        session.config()
+        if session.is_initialized()
+        else resolve({"partitions": 1, "microbatches": 1}, 1)
+    )
+    traced = step(_training_step(model))
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    arguments = traced.read(given, {}, config)
+    with initial_values.kept_layer_seeds(model):
+        trace = traced.trace(config, arguments)
+    return measure(trace, arguments, config.microbatches)
 
 
 def _step_of(model_or_step: Any) -> Any:
@@ -117,11 +163,20 @@ def _training_step(model: Any) -> Any:
 
 
 def _try(
-    trace: StepTrace, config: Config, pipeline: str, slots: float
+    trace: StepTrace,
+    config: Config,
+    pipeline: str,
+    slots: float,
+    given: PartitionFile | None,
+    profile: Profile | None,
+    over_limit: bool,
 ) -> StepPlan | PartitionError:
     """Planned with this schedule, which may be one that cannot run the step."""
     chosen = dataclasses.replace(config, pipeline=pipeline)
     try:
-        return plan_step(trace.graph, chosen, {}, {}, slots)
+        return plan_step(trace.graph, chosen, {}, {}, slots, given, profile)
     except PartitionError as error:
-        return error
+        if not over_limit or config.memory_limit_bytes is None:
+            return error
+    free = dataclasses.replace(config, memory_limit_bytes=None, memory_weight=1.0)
+    return _try(trace, free, pipeline, slots, given, profile, over_limit)

@@ -23,7 +23,9 @@ from smp_tf.runtime import placement, session
 from smp_tf.runtime.agree import require_same_graph
 from smp_tf.runtime.arguments import Arguments, SplitRules, read_arguments
 from smp_tf.runtime.emit import EmitInputs, Emitted, emit
+from smp_tf.runtime.log import tell_partition
 from smp_tf.runtime.lower import lower_segments
+from smp_tf.runtime.profiling import profile_of_step
 from smp_tf.runtime.results import Results, sum_positions
 
 logger = logging.getLogger("smp_tf")
@@ -135,11 +137,14 @@ class Step:
         """
         return self.build(self.read(args, kwargs)).plan
 
-    def trace(
-        self, config: Config, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> StepTrace:
-        """Trace for a configuration, without a session; see ``smp.plan``."""
-        return self._trace(self.read(args, kwargs, config=config))
+    def trace(self, config: Config, arguments: Arguments) -> StepTrace:
+        """Trace for a configuration, without a session; see ``smp.plan``.
+
+        Args:
+            arguments: as ``read`` for this configuration.
+        """
+        with placement.planning(config):
+            return self._trace(arguments)
 
     # --- arguments
 
@@ -173,15 +178,15 @@ class Step:
         self,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        num_bound: int = 0,
         config: Config | None = None,
+        num_bound: int = 0,
     ) -> Arguments:
         """Find the tensors of a call.
 
         Args:
+            config: the session's if not said.
             num_bound: leading arguments that ``input_signature`` does not count: 1 for
                 a method, for its instance.
-            config: the session's if not said.
         """
         if config is None:
             config = session.current(f"step ({self.__name__})").config
@@ -230,20 +235,27 @@ class Step:
         first_channel = _channels.first_free(current)
         require_same_graph(self.__name__, trace.graph, first_channel)
         known = placement.known(trace.models)
+        is_first = any(model.placement is None for model in trace.models)
         handles = [id(variable.handle) for variable in trace.variables]
+        profile = profile_of_step(self.__name__, trace, arguments, known.profile)
         plan = plan_step(
             trace.graph,
             current.config,
             {i: known.owner[h] for i, h in enumerate(handles) if h in known.owner},
             known.partition_of_layer,
+            given=current.partition_file,
+            profile=profile,
         )
         if session.rank() == 0:
+            if is_first and plan.num_partitions > 1:
+                tell_partition(self.__name__, plan, current.json_log)
             for text in plan.advice:
                 logger.warning("step=%s: %s", self.__name__, text)
         _channels.take(current, num_channels(plan.segments, plan.num_microbatches))
         decided = known.extended(
             {handles[index]: partition for index, partition in plan.owner.items()},
             plan.partition_of_layer,
+            profile,
         )
         pp_rank = session.pp_rank()
         variables.place(trace.variables, decided.owner, pp_rank)
@@ -312,21 +324,25 @@ class BoundStep:
 
     @graphs.unconverted
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._step.run(self._read(args, kwargs))
+        return self._step.run(self.read(args, kwargs))
 
     @graphs.unconverted
     def plan(self, *args: Any, **kwargs: Any) -> StepPlan:
         """See ``Step.plan``."""
-        return self._step.build(self._read(args, kwargs)).plan
+        return self._step.build(self.read(args, kwargs)).plan
 
-    def trace(
-        self, config: Config, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> StepTrace:
+    def trace(self, config: Config, arguments: Arguments) -> StepTrace:
         """See ``Step.trace``."""
-        return self._step.trace(config, (self._instance, *args), kwargs)
+        return self._step.trace(config, arguments)
 
-    def _read(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
-        return self._step.read((self._instance, *args), kwargs, num_bound=1)
+    def read(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        config: Config | None = None,
+    ) -> Arguments:
+        """See ``Step.read``."""
+        return self._step.read((self._instance, *args), kwargs, config, num_bound=1)
 
 
 class _Channels:

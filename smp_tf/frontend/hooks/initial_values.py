@@ -55,6 +55,11 @@ def assign_raw(variable: Any, value: Any) -> None:
         tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
 
 
+def read_raw(variable: Any) -> Any:
+    """The value of the resource, whatever the variable casts it to."""
+    return tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
+
+
 class ExplicitSeedError(Exception):
     """An operation with state and its own seed: each run gives other numbers."""
 
@@ -114,6 +119,23 @@ class RandomState:
     def restore_keras(self) -> None:
         if self._keras:
             self._keras.setstate(self._keras_state)
+
+
+@contextlib.contextmanager
+def kept_layer_seeds(model: Any) -> Iterator[None]:
+    """A Keras layer with a seed (a Dropout) takes the next one in each trace; put them
+    back, so that the trace inside does not count."""
+    generators = [
+        each._random_generator
+        for each in (model, *model.submodules)
+        if hasattr(getattr(each, "_random_generator", None), "_seed")
+    ]
+    before = [generator._seed for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, seed in zip(generators, before, strict=True):
+            generator._seed = seed
 
 
 def run_as_written(graph: func_graph_lib.FuncGraph) -> tf.Tensor:

@@ -188,6 +188,24 @@ def _seeds_of_initializers() -> str:
     return "tf.random.uniform does not make a RandomUniform operation"
 
 
+def _seeds_of_layers() -> str:
+    """BaseRandomLayer._random_generator: a trace that does not count."""
+    layer = tf.keras.layers.Dropout(0.5, seed=3, name="probe", autocast=False)
+
+    def step(x: tf.Tensor) -> list[tf.Tensor]:
+        found = []
+        for _ in range(2):
+            with initial_values.kept_layer_seeds(layer):
+                found.append(layer(x, training=True))
+        return found
+
+    _, nodes = _traced(step)
+    seeds = [node.attr["seed2"].i for node in nodes if node.op == "RandomUniform"]
+    if len(seeds) != 2 or seeds[0] != seeds[1]:
+        return "BaseRandomLayer._random_generator does not keep the seed of a layer"
+    return ""
+
+
 def _deferred_variables() -> str:
     """A variable's class may change, and all reads go through one method."""
     read: list[str] = []
@@ -241,6 +259,7 @@ _CHECKS = (
     _tapes,
     _repeated_calls,
     _seeds_of_initializers,
+    _seeds_of_layers,
     _deferred_variables,
     _scratch_graphs,
 )

@@ -175,6 +175,12 @@ def create_with_inputs_swapped(
             "random_seed.get_seed",
         ),
         (
+            initial_values,
+            "kept_layer_seeds",
+            contextlib.nullcontext,
+            "does not keep the seed of a layer",
+        ),
+        (
             initial_values.ResourceVariable,
             "value",
             lambda variable: tf.zeros([2]),

@@ -205,7 +205,7 @@ def test_a_gradient_made_from_constants_is_where_its_variable_is():
 
 
 def test_a_layer_whose_results_are_not_used_goes_with_its_neighbour():
-    """All that is left of it is the read of its weight: a rank with that alone idles."""
+    """All that is left of it is the read of its weight: alone, a rank would idle."""
     b = Builder()
     x, saved = b.dense("one", b.argument("x"), b.variable("w0"))
     unread = b.read("side/read", b.variable("w1"), layer="model/side")

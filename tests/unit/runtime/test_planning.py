@@ -1,6 +1,8 @@
 """``smp.plan``: a forecast in one process, without a session and without weights."""
 
 import importlib
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import tensorflow as tf
 import smp_tf as smp
 from smp_tf.frontend.variables import DeferredVariable
 from smp_tf.plan.forecast import Forecast
+from smp_tf.runtime import placement
 from tests.unit.one_process import session
 
 layers = tf.keras.layers
@@ -92,6 +95,44 @@ def test_figures_add_up() -> None:
     ]  # fmt: skip
 
 
+def test_cut_tensors_are_values() -> None:
+    found = forecast(microbatches=8)
+    assert len(found.cut_tensors) == len(found.cuts)
+    assert (
+        sum(each.bytes_per_step for each in found.cut_tensors) == found.bytes_per_step
+    )
+    first = found.cut_tensors[0]
+    assert (first.dtype, first.shape) == ("float32", (4, 16, 64))
+    assert (first.source, first.peer) == (0, 1)
+    assert first.name == found.cuts[0].tensor
+    assert first.bytes_per_step == 8 * 4 * (4 * 16 * 64)
+
+
+def test_throughput_counts_the_examples_of_the_batch() -> None:
+    for batch in (32, 64):
+        found = smp.plan(Stack(), tf.zeros([batch, 16], tf.int32), partitions=2)
+        for each in found.schedules:
+            assert each.examples_per_second == pytest.approx(batch / each.seconds)
+    assert "examples/s" in smp.forecast_table(found)
+    model = Stack()
+
+    @smp.step(non_split_inputs=["table"], input_split_axes={"x": 1})
+    def turned(table: Any, x: Any) -> Any:
+        return model(tf.transpose(x)) + tf.reduce_sum(table)
+
+    arguments = (tf.zeros([7]), tf.zeros([16, 24], tf.int32))
+    rate = smp.plan(turned, arguments, partitions=2).schedules[0]
+    assert rate.examples_per_second == pytest.approx(24 / rate.seconds)
+
+    @smp.step(input_signature=[tf.TensorSpec([None, 16], tf.int32)])
+    def unknown(x: Any) -> Any:
+        return model(x)
+
+    found = smp.plan(unknown, BATCH, partitions=2)
+    assert found.schedules[0].examples_per_second is None
+    assert "  ?  " in smp.forecast_table(found)
+
+
 def test_optimizers_differ_by_their_state() -> None:
     trained = sum(each.optimizer for each in forecast(optimizer=1).memory)
     for optimizer, slots in (
@@ -151,6 +192,85 @@ def test_a_step_that_is_a_method_is_planned() -> None:
 
     found = smp.plan(Trainer().forward, BATCH, partitions=2)
     assert len(found.memory) == 2
+
+
+def test_a_step_that_is_a_method_keeps_its_signature() -> None:
+    class Trainer:
+        def __init__(self) -> None:
+            self.model = Stack()
+
+        @smp.step(input_signature=[tf.TensorSpec([None, 16], tf.int32)])
+        def forward(self, x: Any) -> Any:
+            return self.model(x)
+
+    graph = smp.plan(Trainer().forward, BATCH, partitions=2).plan.graph
+    assert str(graph.spec(graph.arguments[0])) == "int32[?, 16]"
+
+
+# A partition that is saved, and one that is made by hand.
+
+
+def test_a_saved_partition_is_used_again(tmp_path: Path) -> None:
+    path = tmp_path / "partition.json"
+    first = forecast(partitions=3)
+    first.save(path)
+    again = forecast(partitions=3, partition_file=path)
+    assert again.plan.partition_of_atom == first.plan.partition_of_atom
+    # Traced from other microbatches, and moved by hand.
+    content = json.loads(path.read_text())
+    row = next(r for r in content["atoms"] if r["layers"] == ["stack/dense_3"])
+    row["partition"] = moved = (row["partition"] + 1) % 3
+    path.write_text(json.dumps(content))
+    again = forecast(partitions=3, microbatches=8, partition_file=path)
+    assert again.plan.graph.fingerprint() != first.plan.graph.fingerprint()
+    assert again.plan.partition_of_layer["stack/dense_3"] == moved
+    assert [s.pipeline for s in again.schedules] == ["interleaved", "simple"]
+    with pytest.raises(smp.ConfigError, match="`partitions` must be 2, as in the conf"):
+        forecast(partitions=2, partition_file=path)
+    with pytest.raises(smp.ConfigError, match="only one of the file and smp.partition"):
+        forecast(partition_file=path, auto_partition=False, default_partition=0)
+    with pytest.raises(smp.ConfigError, match="cannot be read"):
+        forecast(partition_file=tmp_path / "other.json")
+
+
+class ByHand(smp.DistributedModel):
+    def __init__(self) -> None:
+        super().__init__(name="by_hand")
+        self.dense = [layers.Dense(8, name=f"dense_{i}") for i in range(4)]
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        for layer, where in zip(self.dense, (2, 0, 1, None)):
+            if where is None:
+                x = layer(x)
+            else:
+                with smp.partition(where):
+                    x = layer(x)
+        return x
+
+
+def test_a_placement_by_hand_is_planned_without_a_session(tmp_path: Path) -> None:
+    manual = {"auto_partition": False, "default_partition": 1}
+    found = smp.plan(ByHand(), tf.zeros([8, 8]), partitions=3, **manual)
+    where = {f"by_hand/dense_{i}": p for i, p in enumerate((2, 0, 1, 1))}
+    assert where.items() <= found.plan.partition_of_layer.items()
+    assert set(found.plan.owner.values()) == {0, 1, 2}
+    with pytest.raises(smp.PartitionError, match=r"0\.\.1: index=2; partitions=2"):
+        smp.plan(ByHand(), tf.zeros([8, 8]), partitions=2, **manual)
+    # What is planned counts, also inside a session with another configuration.
+    with session():
+        again = smp.plan(ByHand(), tf.zeros([8, 8]), partitions=3, **manual)
+        assert again.plan.owner == found.plan.owner
+        with pytest.raises(smp.PartitionError, match="partitions=1"):
+            with smp.partition(2):
+                pytest.fail("entered")
+    # By hand once, from a file afterwards.
+    found.save(tmp_path / "p.json")
+    with pytest.warns(UserWarning, match="auto_partition is true"):
+        placement._warn_ignored.cache_clear()
+        automatic = smp.plan(
+            ByHand(), tf.zeros([8, 8]), partitions=3, partition_file=tmp_path / "p.json"
+        )
+    assert automatic.plan.owner == found.plan.owner
 
 
 def test_the_name_is_a_function_and_a_package() -> None:
