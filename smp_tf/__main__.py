@@ -1,15 +1,20 @@
 """``python -m smp_tf plan``: choose a configuration before anything is launched."""
 
 import argparse
+import functools
 import importlib
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import smp_tf as smp
-from smp_tf.plan.ranking import ranked
+from smp_tf.plan.forecast import Forecast
+from smp_tf.plan.ranking import Candidate, ranked
+from smp_tf.report.explanation import explanation
+from smp_tf.report.plan_page import plan_page
 from smp_tf.report.ranking_table import ranking_table
 from smp_tf.runtime.planning import plan_all
 
@@ -47,15 +52,35 @@ def builder(text: str) -> Callable[[int], Any]:
     return found
 
 
+def writable(text: str) -> Path:
+    """A file to write later; refused now rather than after minutes of planning."""
+    path = Path(text)
+    try:
+        is_new = not path.exists()
+        path.open("ab").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"cannot write {text!r}: {error.strerror}"
+        ) from error
+    return path
+
+
 def plan(options: argparse.Namespace) -> int:
     """Rank all combinations; explain the best."""
     model_or_step, inputs = options.build(options.batch)
-    found = plan_all(
+    forecast_all = functools.partial(
+        plan_all,
         model_or_step,
         inputs,
-        partitions=options.partitions,
-        microbatches=options.microbatches,
         optimizer=options.optimizer,
+        memory_limit_bytes=options.memory_limit,
+        over_limit=True,
+        profile=options.profile,
+    )
+    found = forecast_all(
+        partitions=options.partitions, microbatches=options.microbatches
     )
     forecasts = [each for each in found if not isinstance(each, smp.SmpError)]
     for error in dict.fromkeys(str(e) for e in found if isinstance(e, smp.SmpError)):
@@ -74,9 +99,32 @@ def plan(options: argparse.Namespace) -> int:
         f"\nbest: partitions={best.partitions} microbatches={best.microbatches}"
         f" pipeline={best.pipeline}\n"
     )
-    print(smp.partition_table(best.forecast.plan))
-    print(f"\n{smp.forecast_table(best.forecast)}")
+    forecast = _with_schedule(best, forecast_all)
+    reasons = explanation(forecast.plan)
+    print(smp.partition_table(forecast.plan))
+    if reasons:
+        print(f"\n{reasons}")
+    print(f"\n{smp.forecast_table(forecast)}")
+    if options.html:
+        page = plan_page(forecast, candidates, options.memory_limit)
+        options.html.write_text(page, encoding="utf-8")
+        print(f"\nwrote {options.html}")
     return 0 if best.fits else 1
+
+
+def _with_schedule(
+    best: Candidate, forecast_all: Callable[..., list[Forecast | smp.SmpError]]
+) -> Forecast:
+    """The forecast whose plan has the candidate's schedule."""
+    if best.forecast.plan.pipeline == best.pipeline:
+        return best.forecast
+    (found,) = forecast_all(
+        partitions=[best.partitions],
+        microbatches=[best.microbatches],
+        pipeline=best.pipeline,
+    )
+    # It was possible a moment ago.
+    return best.forecast if isinstance(found, smp.SmpError) else found
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -99,6 +147,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     sub.add_argument("--batch", type=int, default=32)
     sub.add_argument("--memory-limit", type=bytes_of, metavar="16GB")
     sub.add_argument("--optimizer", default="adam")
+    sub.add_argument(
+        "--profile",
+        action="store_true",
+        help="measure one microbatch here instead of estimating seconds",
+    )
+    sub.add_argument(
+        "--html",
+        type=writable,
+        metavar="out.html",
+        help="write the best as a page: the model by partition, memory, timeline",
+    )
     sub.set_defaults(run=plan)
     return parser.parse_args(arguments)
 

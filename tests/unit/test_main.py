@@ -66,6 +66,20 @@ def test_what_is_not_possible_is_told_beside_the_rest(capsys, monkeypatch):
     assert run(capsys, monkeypatch, EXAMPLE, *options)[0] == 1
 
 
+def test_the_best_is_explained_and_written_as_a_page(capsys, monkeypatch, tmp_path):
+    """Also where the best schedule is not the configured one: the plan is its own."""
+    path = tmp_path / "plan.html"
+    options = "--partitions 2 --microbatches 4 --batch 8 --html".split()
+    code, lines, _ = run(capsys, monkeypatch, EXAMPLE, *options, str(path))
+    assert code == 0 and lines[-1] == f"wrote {path}"
+    pipeline = ranking(lines)[0][2]
+    assert f"partitions=2 microbatches=4 pipeline={pipeline}" in "\n".join(lines)
+    why = lines.index("why there")
+    assert lines[why + 1].startswith("0 | 1: ") and lines[why + 2] == ""
+    page = path.read_text(encoding="utf-8")
+    assert f"Schedule {pipeline};" in page and "on 2 partitions" in page
+
+
 @pytest.mark.parametrize(
     "text, size",
     [("7", 7), ("16GB", 16 * 10**9), ("1.5GiB", 3 * 2**29), ("2k", 2000), ("3MB", 3e6)],
@@ -83,6 +97,8 @@ def test_sizes(text, size):
         (["smp_tf.examples.char_gpt"], "write module:function"),
         (["no_such_module:build"], "No module named 'no_such_module'"),
         (["smp_tf.examples.char_gpt:biuld"], "has no attribute 'biuld'"),
+        ([EXAMPLE, "--html", "/no/such/folder/x.html"], "cannot write '/no/such/f"),
+        ([EXAMPLE, "--html", "/"], "cannot write '/': Is a directory"),
     ],
 )
 def test_wrong_arguments(capsys, monkeypatch, arguments, complaint):
@@ -117,3 +133,10 @@ def test_a_script_beside_the_caller(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "best: partitions=2" in result.stdout
+
+
+def test_seconds_can_be_measured(capsys, monkeypatch):
+    options = "--partitions 2 --microbatches 2 --batch 4 --profile".split()
+    code, lines, _ = run(capsys, monkeypatch, EXAMPLE, *options)
+    assert code == 0 and len(ranking(lines)) == 2
+    assert any("measured" in line for line in lines)
