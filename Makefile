@@ -48,6 +48,8 @@ bench: setup
 	@$(BIN)/python benchmarks/step_overhead.py
 	@$(BIN)/python benchmarks/trace_time.py
 	@$(BIN)/python benchmarks/memory.py
+	@$(BIN)/python benchmarks/plan_vs_measured.py
+	@$(BIN)/python benchmarks/partition_quality.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache smp_tf/transport/*.so

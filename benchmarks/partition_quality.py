@@ -223,7 +223,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=20.0, help="of each solve")
     parser.add_argument("--microbatches", type=int, default=MICROBATCHES)
-    parser.add_argument("--optimize", default="speed", choices=["speed", "memory"])
+    parser.add_argument("--optimize", default="memory", choices=["speed", "memory"])
     parser.add_argument("--cache", type=Path, help="folder to keep traced graphs in")
     parser.add_argument("--no-many", action="store_true", help=f"skip {MANY}")
     options = parser.parse_args()

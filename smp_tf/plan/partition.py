@@ -1,6 +1,7 @@
 """Assign atoms to partitions: the fullest as light as can be, then few bytes cut."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 
 from smp_tf.errors import PartitionError
@@ -15,6 +16,9 @@ SLACK = 0.02
 """How much worse than the best balance a partition may be to cut fewer bytes: an
 imbalance of 2 % costs 2 % of the step, about what sending an activation costs."""
 
+MAX_TRIED = 20_000
+"""Partitions of so few are tried one by one, where they need not be contiguous."""
+
 REFINED = 3
 """Of the cheapest partitions of all orders, how many are refined."""
 
@@ -26,8 +30,8 @@ def partition_problem(problem: Problem, contiguous: bool = True) -> _Chosen:
 
     The fullest partition is as light as possible (within ``SLACK``); among such
     partitions the one that cuts the fewest bytes is taken, then the one with the fewest
-    messages. Each order of the atoms is solved exactly and the best are refined, so the
-    result is exact for a chain, and near that for a model with branches.
+    messages. Exact for a chain and for small graphs. Else several orders of the atoms
+    are solved exactly and the best are refined, which is near that.
 
     Args:
         contiguous: no tensor of the forward goes to an earlier rank, but for layers
@@ -41,6 +45,8 @@ def partition_problem(problem: Problem, contiguous: bool = True) -> _Chosen:
             names the smallest limit that could be kept.
     """
     _require_enough_atoms(problem)
+    if not contiguous and problem.num_partitions**problem.num_atoms <= MAX_TRIED:
+        return _best_of_all(problem)
     solved = [Stretches(problem, order) for order in orders(problem)]
     balanced = _best_balanced(problem, solved, contiguous)
     if balanced is None:
@@ -76,14 +82,57 @@ def _best_balanced(
     """With the lightest fullest partition that was found within the memory limit."""
     best = min(solved, key=lambda each: each.best_bottleneck)
     chosen = best.cheapest(best.best_bottleneck) or emptiest(problem, contiguous)
+    starts = [chosen] if contiguous else [chosen, _largest_first(problem)]
     # A load that nobody can have: what counts is by how much it is exceeded.
-    chosen = refine(problem, chosen, 0.0, contiguous)
+    refined = [refine(problem, start, 0.0, contiguous) for start in starts]
+    chosen = min(refined, key=lambda each: _over(problem, each))
     few = all_downsets(problem) if contiguous else None
     if few is not None:
         chosen = few.solve(max(problem.loads(chosen)), 0.0) or chosen
     limit = problem.memory_limit
     is_within = limit is None or max(problem.memory(chosen)) <= limit
     return chosen if is_within else None
+
+
+def _largest_first(problem: Problem) -> _Chosen:
+    """The largest atom goes where it leaves the lightest rank, then the next; the last
+    ones to ranks that have none (Graham 1969)."""
+    loads = [0.0] * problem.num_partitions
+    chosen = [0] * problem.num_atoms
+    empty = set(range(problem.num_partitions))
+    order = sorted(range(problem.num_atoms), key=lambda a: -problem.atom_loads[a])
+    for place, atom in enumerate(order):
+        static = problem.weighted_static[atom]
+        kept = problem.weighted_activations[atom]
+        left = problem.num_atoms - place
+        ranks = sorted(empty) if left <= len(empty) else range(len(loads))
+        after = {p: loads[p] + static + problem.in_flight[p] * kept for p in ranks}
+        p = min(after, key=lambda p: (after[p], p))
+        loads[p], chosen[atom] = after[p], p
+        empty.discard(p)
+    return tuple(chosen)
+
+
+def _over(problem: Problem, chosen: _Chosen) -> tuple[int, float]:
+    """Bytes above the memory limit, then the load of the fullest rank."""
+    limit = problem.memory_limit
+    excess = 0 if limit is None else max(0, max(problem.memory(chosen)) - limit)
+    return excess, max(problem.loads(chosen))
+
+
+def _best_of_all(problem: Problem) -> _Chosen:
+    ranks = range(problem.num_partitions)
+    found = [
+        chosen
+        for chosen in itertools.product(ranks, repeat=problem.num_atoms)
+        if len(set(chosen)) == problem.num_partitions
+    ]
+    excess, worst = min(_over(problem, chosen) for chosen in found)
+    if excess:
+        raise _over_limit(problem, contiguous=False)
+    limit = worst * (1.0 + SLACK)
+    allowed = (chosen for chosen in found if _over(problem, chosen) <= (0, limit))
+    return min(allowed, key=_by_cut(problem))
 
 
 def _improved(

@@ -10,10 +10,11 @@ from smp_tf.report.columns import aligned, mib
 def forecast_table(forecast: Forecast) -> str:
     """Three small tables, then what would make the plan better, if anything."""
     rows: list[tuple[str, ...]]
-    rows = [("rank", "weights", "gradients", "optimizer", "activations", "total")]
-    for rank, m in enumerate(forecast.memory):
-        parts = (m.weights, m.gradients, m.optimizer, m.activations, m.total)
-        rows.append((str(rank), *map(mib, parts)))
+    parts = ("weights", "gradients", "optimizer", "activations", "allocator", "update")
+    rows = [("rank", *parts, "total")]
+    for rank, memory in enumerate(forecast.memory):
+        sizes = [getattr(memory, part) for part in (*parts, "total")]
+        rows.append((str(rank), *map(mib, sizes)))
     lines = ["MiB at the fullest moment of each rank", *aligned(rows), ""]
     rows = [("tensor", "from", "to", "type", "MiB per step")]
     for cuts in _by_tensor(forecast.cuts):

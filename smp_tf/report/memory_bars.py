@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from smp_tf.plan.memory import RankMemory
 from smp_tf.report.markup import sized, tag
 
-PARTS = ("weights", "gradients", "optimizer", "activations")
+PARTS = (
+    *("weights", "gradients", "optimizer"),
+    *("activations", "allocator", "update"),
+)
 
 
 def memory_bars(memory: Sequence[RankMemory], limit: int | None = None) -> str:
@@ -20,6 +23,8 @@ def memory_bars(memory: Sequence[RankMemory], limit: int | None = None) -> str:
 
 def _row(rank: int, memory: RankMemory, scale: int, limit: int | None) -> str:
     sizes = {part: getattr(memory, part) for part in PARTS}
+    if not memory.update:  # the activations leave room enough for it
+        del sizes["update"]
     parts = [
         tag(
             "i",

@@ -13,14 +13,14 @@ _SHEET = """
   --lane: .98 .012; --fill: .945 .032; --edge: .7 .1; --strong: .47 .13;
   --light: .84 .075; --on-light: #16181b; --on-strong: #fff;
   --weights: #35507a; --gradients: #6f93c4; --optimizer: #b4c7e2;
-  --activations: #e2a04a; }
+  --activations: #e2a04a; --allocator: #eec999; --update: #8c7aa9; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #16181b; --card: #1e2125; --ink: #e9eaec; --soft: #a2a8b0; --rule: #33373d;
   --line: #6b727b; --warn: #ffc271; --warn-bg: #3a2b12; --bad: #ff8a80;
   --lane: .24 .022; --fill: .31 .045; --edge: .5 .08; --strong: .79 .11;
   --light: .45 .085; --on-light: #fff; --on-strong: #101214;
   --weights: #9db9e6; --gradients: #6a8cc0; --optimizer: #435a80;
-  --activations: #d9923a; } }
+  --activations: #d9923a; --allocator: #8f6a3d; --update: #a796c4; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 32px 28px 60px; max-width: 1540px; color: var(--ink);
   background: var(--page); font: 15px/1.5 system-ui, "Segoe UI", Roboto, Cantarell,
@@ -79,6 +79,7 @@ section > p { font-size: 13.5px; }
 .weights { background: var(--weights); } .gradients { background: var(--gradients); }
 .optimizer { background: var(--optimizer); }
 .activations { background: var(--activations); }
+.allocator { background: var(--allocator); } .update { background: var(--update); }
 .memory .row { display: grid; grid-template-columns: 62px 1fr 96px;
   column-gap: 14px; align-items: center; margin-bottom: 10px; }
 .stack { position: relative; display: flex; height: 22px; background: var(--rule);

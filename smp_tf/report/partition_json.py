@@ -43,6 +43,8 @@ def _ranks(plan: StepPlan) -> list[dict[str, Any]]:
                 "gradient_bytes": memory.gradients,
                 "optimizer_bytes": memory.optimizer,
                 "activation_bytes": memory.activations,
+                "update_bytes": memory.update,
+                "allocator_bytes": memory.allocator,
                 "total_bytes": memory.total,
                 "compute_share": sum(plan.costs[i].seconds for i in own) / seconds,
             }

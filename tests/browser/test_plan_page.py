@@ -40,6 +40,7 @@ SELECTORS = {
     "gradients": ".stack .gradients",
     "optimizer": ".stack .optimizer",
     "activations": ".stack .activations",
+    "allocator": ".stack .allocator",
     "limits": ".stack u",
     "timeline": "#timeline h2",
     "rows": ".timeline g[data-rank]",
@@ -165,7 +166,7 @@ def test_memory_is_drawn_to_scale_with_the_limit(seen, forecast):
         zip(forecast.memory, seen["stacks"], strict=True)
     ):
         left = stack["left"]
-        for part in ("weights", "gradients", "optimizer", "activations"):
+        for part in ("weights", "gradients", "optimizer", "activations", "allocator"):
             bar = seen[part][rank]
             size = getattr(each, part)
             assert math.isclose(bar["left"], left, abs_tol=0.5)

@@ -36,7 +36,9 @@ def test_it_has_all_figures_without_rounding() -> None:
         size = WEIGHT * len(rank["layers"])
         assert rank["weight_bytes"] == rank["gradient_bytes"] == size
         assert rank["optimizer_bytes"] == 2 * size
-        assert rank["total_bytes"] == 4 * size + rank["activation_bytes"]
+        parts = ("weight", "gradient", "optimizer", "activation", "update", "allocator")
+        assert rank["total_bytes"] == sum(rank[f"{part}_bytes"] for part in parts)
+        assert rank["allocator_bytes"] == round(0.12 * rank["activation_bytes"])
         assert rank["activation_bytes"] >= 4 * ROWS
     assert sum(rank["compute_share"] for rank in ranks) == pytest.approx(1.0)
     crossing = [cut for cut in cuts if cut["shape"]]

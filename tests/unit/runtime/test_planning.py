@@ -151,7 +151,8 @@ def test_people_can_read_it() -> None:
     lines = smp.forecast_table(found).splitlines()
     assert lines[0] == "MiB at the fullest moment of each rank"
     assert lines[1].split() == [
-        "rank", "weights", "gradients", "optimizer", "activations", "total",
+        "rank", "weights", "gradients", "optimizer", "activations", "allocator",
+        "update", "total",
     ]  # fmt: skip
     assert [line.split()[0] for line in lines[2:5]] == ["0", "1", "2"]
     assert "what crosses ranks" in lines and "estimated step by schedule" in lines
