@@ -49,8 +49,8 @@ _VIEWS = frozenset(
 
 ALLOCATOR_SHARE = 0.12
 """Of the activations, lost in the allocator's chunks. Measured, not derived: resident
-memory of benchmarks/plan_vs_measured.py beyond the plan was 7 to 26 % of the activations
-on the ranks where they are most of it, 13 % on average."""
+memory beyond the plan was 7 to 26 % of the activations, 13 % on average, on the ranks
+of benchmarks/plan_vs_measured.py where they are most of it."""
 
 _UPDATE_COPIES = 2
 """Of the trained weights, while an optimizer with state changes them; see above. One

@@ -24,9 +24,10 @@ def partition_table(plan: StepPlan) -> str:
     Weight bytes are those of the variables; peak bytes are all that the rank's tensors
     take at its fullest moment in this schedule: weights, gradients, the two slots of
     Adam, activations of all microbatches in flight, what the optimizer's update takes
-    beyond that and what the allocator loses (see ``plan.memory``). Compute share is estimated, or measured if
-    there is a profile; cut bytes leave the partition per microbatch, forward and
-    backward. An unknown dimension, as of a batch in an ``input_signature``, counts as 1.
+    beyond that, and what the allocator loses (see ``plan.memory``). Compute share is
+    estimated, or measured if there is a profile; cut bytes leave the partition per
+    microbatch, forward and backward. An unknown dimension, as of a batch in an
+    ``input_signature``, counts as 1.
     """
     whole = sum(plan.costs, Cost())
     rows: list[Sequence[str]] = [_HEADER]
