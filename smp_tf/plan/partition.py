@@ -2,15 +2,16 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from smp_tf.errors import PartitionError
 from smp_tf.plan.atoms import Atoms
-from smp_tf.plan.downsets import all_downsets
+from smp_tf.plan.downsets import all_borders, near_borders
 from smp_tf.plan.orders import by_partition, orders
+from smp_tf.plan.packing import pack
 from smp_tf.plan.problem import Problem
 from smp_tf.plan.refine import refine
-from smp_tf.plan.stretches import Stretches
+from smp_tf.plan.stretches import PRECISION, Stretches
 
 SLACK = 0.02
 """How much worse than the best balance a partition may be to cut fewer bytes: an
@@ -18,6 +19,12 @@ imbalance of 2 % costs 2 % of the step, about what sending an activation costs."
 
 MAX_TRIED = 20_000
 """Partitions of so few are tried one by one, where they need not be contiguous."""
+
+MAX_ROUNDS = 6
+"""Of looking for something better near to what was found."""
+
+MOVES = 200_000
+"""Atoms x ranks that are gone through to try single atoms on other ranks."""
 
 REFINED = 3
 """Of the cheapest partitions of all orders, how many are refined."""
@@ -51,20 +58,18 @@ def partition_problem(problem: Problem, contiguous: bool = True) -> _Chosen:
     balanced = _best_balanced(problem, solved, contiguous)
     if balanced is None:
         raise _over_limit(problem, contiguous)
-    worst = max(problem.loads(balanced))
-    few = all_downsets(problem) if contiguous else None
-    exact = few.solve(worst, SLACK) if few else None
+    limit = max(problem.loads(balanced)) * (1.0 + SLACK)
+    every = all_borders(problem) if contiguous else None
+    exact = every.cheapest(limit) if every else None
     if exact is not None:
         return exact
-    limit = worst * (1.0 + SLACK)
     found = {each.cheapest(limit) for each in solved} | {balanced}
-    candidates = sorted(
-        (chosen for chosen in found if chosen is not None), key=_by_cut(problem)
-    )
-    return min(
-        (_improved(problem, each, limit, contiguous) for each in candidates[:REFINED]),
-        key=_by_cut(problem),
-    )
+    starts = sorted((each for each in found if each is not None), key=_by_cut(problem))
+    starts = starts[:REFINED]
+    if contiguous:
+        starts.append(_mixed(problem, solved, starts[0], limit))
+    improved = (_improved(problem, each, limit, contiguous) for each in starts)
+    return min(improved, key=_by_cut(problem))
 
 
 def emptiest(problem: Problem, contiguous: bool = True) -> _Chosen:
@@ -77,7 +82,7 @@ def emptiest(problem: Problem, contiguous: bool = True) -> _Chosen:
 
 
 def _best_balanced(
-    problem: Problem, solved: Iterable[Stretches], contiguous: bool
+    problem: Problem, solved: Sequence[Stretches], contiguous: bool
 ) -> _Chosen | None:
     """With the lightest fullest partition that was found within the memory limit."""
     best = min(solved, key=lambda each: each.best_bottleneck)
@@ -86,12 +91,42 @@ def _best_balanced(
     # A load that nobody can have: what counts is by how much it is exceeded.
     refined = [refine(problem, start, 0.0, contiguous) for start in starts]
     chosen = min(refined, key=lambda each: _over(problem, each))
-    few = all_downsets(problem) if contiguous else None
-    if few is not None:
-        chosen = few.solve(max(problem.loads(chosen)), 0.0) or chosen
+    if contiguous:
+        chosen = _lightest_near(problem, chosen, [each.order for each in solved])
     limit = problem.memory_limit
     is_within = limit is None or max(problem.memory(chosen)) <= limit
     return chosen if is_within else None
+
+
+def _lightest_near(
+    problem: Problem, chosen: _Chosen, orders: Sequence[Sequence[int]]
+) -> _Chosen:
+    """The best of all contiguous partitions if they are few, else of those nearby and
+    of those that the orders can be packed into."""
+    every = all_borders(problem)
+    if every is not None:
+        return every.lightest(max(problem.loads(chosen))) or chosen
+    if len(orders) > 1:
+        chosen = pack(problem, orders, max(problem.loads(chosen))) or chosen
+    for _ in range(MAX_ROUNDS):
+        worst = max(problem.loads(chosen))
+        found = near_borders(problem, chosen, by_load=True).lightest(worst) or chosen
+        if max(problem.loads(found)) > worst * (1.0 - PRECISION):
+            break
+        chosen = found
+    return chosen
+
+
+def _mixed(
+    problem: Problem, solved: Sequence[Stretches], chosen: _Chosen, limit: float
+) -> _Chosen:
+    """The best with each border from another order, or near to those of a partition."""
+    borders = [each.borders(limit) for each in solved]
+    of_orders = [
+        [mask for masks in same for mask in masks]
+        for same in zip(*(each for each in borders if each is not None))
+    ]
+    return near_borders(problem, chosen, of_orders).cheapest(limit) or chosen
 
 
 def _largest_first(problem: Problem) -> _Chosen:
@@ -138,17 +173,42 @@ def _best_of_all(problem: Problem) -> _Chosen:
 def _improved(
     problem: Problem, chosen: _Chosen, limit: float, contiguous: bool
 ) -> _Chosen:
-    """Refined, then the best stretches of its order, as long as that helps."""
+    """Refined; the best stretches of its order; the best nearby: while that helps."""
     key = _by_cut(problem)
-    while True:
+    for _ in range(MAX_ROUNDS):
         refined = refine(problem, chosen, limit, contiguous)
         if contiguous:
-            order = by_partition(refined, range(problem.num_atoms))
-            again = Stretches(problem, order).cheapest(limit)
+            tries = 1 + MOVES // (problem.num_atoms * problem.num_partitions)
+            for order in itertools.islice(_moved_orders(problem, refined), tries):
+                again = Stretches(problem, order).cheapest(limit)
+                refined = min(refined, again or refined, key=key)
+            again = near_borders(problem, refined).cheapest(limit)
             refined = min(refined, again or refined, key=key)
         if key(refined) >= key(chosen):
-            return chosen
+            break
         chosen = refined
+    return chosen
+
+
+def _moved_orders(problem: Problem, chosen: _Chosen) -> Iterator[tuple[int, ...]]:
+    """The order of a partition; then with one atom early or late in it, of those that
+    could be on several ranks and weigh most.
+
+    A head beside the model, the keys of an encoder's output: whether such an atom is on
+    one rank or another moves all borders between the two.
+    """
+    yield by_partition(chosen, range(problem.num_atoms))
+    last = problem.num_partitions - 1
+    low, high = [0] * problem.num_atoms, [last] * problem.num_atoms
+    for u, v in problem.edges:
+        low[v], high[u] = max(low[v], chosen[u]), min(high[u], chosen[v])
+    free = [a for a in range(problem.num_atoms) if high[a] > low[a] + 1]
+    free.sort(key=lambda atom: -problem.atom_loads[atom])
+    for atom in free:
+        for p in range(low[atom], high[atom] + 1):
+            if p != chosen[atom]:
+                moved = [*chosen[:atom], p, *chosen[atom + 1 :]]
+                yield by_partition(moved, range(problem.num_atoms))
 
 
 def _by_cut(problem: Problem) -> Callable[[_Chosen], tuple[int, int, float, _Chosen]]:

@@ -111,14 +111,23 @@ class Stretches:
             row = following
         return _spread(self.order, row[n][3]) if n in row else None
 
+    def borders(self, limit: float) -> list[list[int]] | None:
+        """For each border between partitions, the atoms before it as a set of bits, at
+        all places where it can be."""
+        ranges = self._reachable(limit) if limit < float("inf") else None
+        if ranges is None:
+            return None
+        before = [0, *itertools.accumulate(1 << atom for atom in self.order)]
+        return [[before[i] for i in places] for places in ranges[1:-1]]
+
     def _reachable(self, limit: float) -> list[range] | None:
         """Where each bound can be so that what is before it and behind it fits."""
-        p = self.problem.num_partitions
-        latest = self._latest(limit + self.tolerance)
+        n, p = len(self.order), self.problem.num_partitions
+        limit += self.tolerance
+        latest = self._filled(limit)
         if latest is None:
             return None
-        limit += self.tolerance
-        earliest = [len(self.order)]
+        earliest = [n]
         for k in reversed(range(p)):
             end = earliest[-1]
             room = range(k, end)
@@ -127,23 +136,35 @@ class Stretches:
             )
             earliest.append(k + too_far)
         earliest.reverse()
-        return [range(e, t + 1) for e, t in zip(earliest, latest, strict=True)]
+        return [
+            range(low, min(high, n - (p - k)) + 1)
+            for k, (low, high) in enumerate(zip(earliest, latest, strict=True))
+        ]
 
-    def _latest(self, limit: float) -> list[int] | None:
-        """Bounds with as much in each partition as the limit allows, from the front;
-        the last ones get at least one atom."""
-        n, p = len(self.order), self.problem.num_partitions
-        bounds = [0]
-        for k in range(p):
+    def _filled(self, limit: float) -> list[int] | None:
+        """Bounds with as much in each partition as the limit allows, from the front.
+        One may be empty: what comes next is too much for it, but not for a later rank,
+        which has fewer microbatches in flight."""
+        n, bounds = len(self.order), [0]
+        for k in range(self.problem.num_partitions):
             start = bounds[-1]
-            room = range(start + 1, n - (p - 1 - k) + 1)
             fits = bisect.bisect_left(
-                room, True, key=lambda i: self.load(k, start, i) > limit
+                range(start + 1, n + 1),
+                True,
+                key=lambda i: self.load(k, start, i) > limit,
             )
-            if not fits:
-                return None
             bounds.append(start + fits)
         return bounds if bounds[-1] == n else None
+
+    def _latest(self, limit: float) -> list[int] | None:
+        """The same, none of them empty: those before give one atom each. Alone on a
+        later rank it needs no more than it did."""
+        bounds = self._filled(limit)
+        if bounds is None:
+            return None
+        for k in reversed(range(1, len(bounds) - 1)):
+            bounds[k] = min(bounds[k], bounds[k + 1] - 1)
+        return bounds if bounds[1] > 0 else None
 
 
 class _Arrivals:

@@ -31,7 +31,7 @@ USERS = {"__main__", "examples"}
 
 PARTITIONING = {
     *("graph", "roles", "atoms", "cost", "problem", "segment"),
-    *("orders", "stretches", "downsets", "refine", "partition"),
+    *("orders", "stretches", "downsets", "packing", "refine", "partition"),
     *("partition_file", "profile"),
 }
 SCHEDULING = {"action", "schedules", "comm", "dry_run", "check"}
