@@ -48,9 +48,9 @@ from smp_tf.plan.atoms import find_atoms  # noqa: E402
 from smp_tf.plan.cost import atom_costs  # noqa: E402
 from smp_tf.plan.graph import Graph  # noqa: E402
 from smp_tf.plan.partition import partition_problem  # noqa: E402
+from smp_tf.plan.plan_step import plan_step  # noqa: E402
 from smp_tf.plan.problem import Problem, pose  # noqa: E402
 from smp_tf.plan.roles import assign_roles  # noqa: E402
-from smp_tf.plan.step_plan import plan_step  # noqa: E402
 from tests.exact_partition import (  # noqa: E402
     fewest_bytes,
     lightest,

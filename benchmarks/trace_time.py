@@ -36,7 +36,7 @@ from tensorflow.python.grappler import tf_optimizer
 
 from smp_tf.config import Config
 from smp_tf.frontend.trace import trace_step
-from smp_tf.plan.step_plan import plan_step
+from smp_tf.plan.plan_step import plan_step
 from smp_tf.runtime import step
 from smp_tf.runtime.arguments import SplitRules, read_arguments
 

@@ -32,15 +32,12 @@ counts for each.
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from smp_tf.plan.graph import Graph, node_of
 from smp_tf.plan.piece import split_segment
 from smp_tf.plan.program import RECEIVE_AHEAD
 from smp_tf.plan.segment import Segment
-
-if TYPE_CHECKING:
-    from smp_tf.plan.step_plan import StepPlan
+from smp_tf.plan.step_plan import StepPlan
 
 # Their outputs are their first input, seen in another way.
 _VIEWS = frozenset(
@@ -91,7 +88,7 @@ class RankMemory:
         )
 
 
-def memory_by_rank(plan: "StepPlan") -> tuple[RankMemory, ...]:
+def memory_by_rank(plan: StepPlan) -> tuple[RankMemory, ...]:
     """The memory of every pp_rank; optimizer state as the plan's costs have it."""
     gradients = _summed_gradients(plan.graph)
     owner, found = plan.owner, []
@@ -122,7 +119,7 @@ def memory_by_rank(plan: "StepPlan") -> tuple[RankMemory, ...]:
     return tuple(found)
 
 
-def _updated_bytes(plan: "StepPlan", rank: int) -> int:
+def _updated_bytes(plan: StepPlan, rank: int) -> int:
     """Weights of a rank whose gradients the step returns."""
     graph = plan.graph
     updated = {graph.gradient_of[t] for t in graph.returns if t in graph.gradient_of}
@@ -151,9 +148,7 @@ def _summed_gradients(graph: Graph) -> dict[str, int]:
 class _Walk:
     """One rank's way through its actions."""
 
-    def __init__(
-        self, plan: "StepPlan", rank: int, gradients: Mapping[str, int]
-    ) -> None:
+    def __init__(self, plan: StepPlan, rank: int, gradients: Mapping[str, int]) -> None:
         self.graph = plan.graph
         self.num_microbatches = plan.num_microbatches
         self.actions = plan.schedule.ranks[rank]

@@ -2,15 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from smp_tf.errors import PartitionError
 from smp_tf.plan.memory import memory_by_rank
 from smp_tf.plan.partition import emptiest, partition_problem
 from smp_tf.plan.problem import Problem
-
-if TYPE_CHECKING:
-    from smp_tf.plan.step_plan import StepPlan
+from smp_tf.plan.step_plan import StepPlan
 
 TRIES = 4
 
@@ -19,8 +16,8 @@ def plan_within(
     limit: int | None,
     problem: Problem,
     contiguous: bool,
-    planned: Callable[[tuple[int, ...]], "StepPlan"],
-) -> "StepPlan":
+    planned: Callable[[tuple[int, ...]], StepPlan],
+) -> StepPlan:
     """The best plan in which no rank needs more than ``limit`` bytes.
 
     The partitioner counts what is kept between functions; the plan's own memory also
@@ -59,7 +56,7 @@ def plan_within(
     raise _refusal(limit, min(smallest, _fullest(plan)), plan)
 
 
-def require_within(limit: int | None, plan: "StepPlan") -> None:
+def require_within(limit: int | None, plan: StepPlan) -> None:
     """For a partition that is given and not to be changed.
 
     Raises:
@@ -69,11 +66,11 @@ def require_within(limit: int | None, plan: "StepPlan") -> None:
         raise _refusal(limit, _fullest(plan), plan)
 
 
-def _fullest(plan: "StepPlan") -> int:
+def _fullest(plan: StepPlan) -> int:
     return max(each.total for each in memory_by_rank(plan))
 
 
-def _refusal(limit: int, smallest: int, plan: "StepPlan") -> PartitionError:
+def _refusal(limit: int, smallest: int, plan: StepPlan) -> PartitionError:
     return PartitionError(
         f"no rank may need more than memory_limit_bytes: memory_limit_bytes={limit}"
         f" partitions={plan.num_partitions} microbatches={plan.num_microbatches}"

@@ -14,8 +14,9 @@ from smp_tf.frontend.trace import StepTrace
 from smp_tf.plan import schedules
 from smp_tf.plan.forecast import Forecast, forecast
 from smp_tf.plan.partition_file import PartitionFile, partition_file_of
+from smp_tf.plan.plan_step import plan_step
 from smp_tf.plan.profile import Profile
-from smp_tf.plan.step_plan import StepPlan, plan_step
+from smp_tf.plan.step_plan import StepPlan
 from smp_tf.runtime import session
 from smp_tf.runtime.profiling import measure, profile_of_models
 from smp_tf.runtime.step import BoundStep, Step, step

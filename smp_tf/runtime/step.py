@@ -16,8 +16,9 @@ from smp_tf.frontend import variables
 from smp_tf.frontend.hooks import graphs
 from smp_tf.frontend.trace import StepTrace, trace_step
 from smp_tf.plan.piece import split_segment
+from smp_tf.plan.plan_step import plan_step
 from smp_tf.plan.program import lower_program, num_channels
-from smp_tf.plan.step_plan import StepPlan, plan_step
+from smp_tf.plan.step_plan import StepPlan
 from smp_tf.plan.sums import group_sums
 from smp_tf.runtime import placement, session
 from smp_tf.runtime.agree import require_same_graph

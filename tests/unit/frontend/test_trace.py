@@ -14,8 +14,9 @@ import smp_tf as smp
 from smp_tf.frontend.hooks import recording
 from smp_tf.frontend.trace import StepTrace, trace_step
 from smp_tf.plan.graph import Graph
+from smp_tf.plan.plan_step import plan_step
 from smp_tf.plan.roles import assign_roles, touched_variables, written_variables
-from smp_tf.plan.step_plan import StepPlan, plan_step
+from smp_tf.plan.step_plan import StepPlan
 from tests.models import CASES, STEPS, loss_of
 from tests.unit.one_process import session
 

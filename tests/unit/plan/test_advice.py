@@ -5,8 +5,8 @@ import pytest
 from smp_tf.config import resolve
 from smp_tf.plan.advice import advise_on_atoms
 from smp_tf.plan.cost import Cost
+from smp_tf.plan.plan_step import plan_step
 from smp_tf.plan.problem import Problem
-from smp_tf.plan.step_plan import plan_step
 from tests.unit.plan.example_graphs import (
     SQUARE,
     Builder,

@@ -6,7 +6,7 @@ import pytest
 
 from smp_tf.config import resolve
 from smp_tf.plan.memory import memory_by_rank
-from smp_tf.plan.step_plan import plan_step
+from smp_tf.plan.plan_step import plan_step
 from tests.unit.plan.example_graphs import (
     ROWS,
     SQUARE,

@@ -8,7 +8,7 @@ import pytest
 from smp_tf.config import resolve
 from smp_tf.errors import ConfigError, PartitionError
 from smp_tf.plan.partition_file import parse_partition, partition_file_of
-from smp_tf.plan.step_plan import plan_step
+from smp_tf.plan.plan_step import plan_step
 from tests.unit.plan.example_graphs import chain, residual, tied
 
 

@@ -9,6 +9,7 @@ from smp_tf.plan.atoms import Atom, Atoms
 from smp_tf.plan.cost import Cost, atom_costs, node_seconds
 from smp_tf.plan.forecast import forecast
 from smp_tf.plan.graph import Graph
+from smp_tf.plan.plan_step import plan_step
 from smp_tf.plan.profile import (
     Profile,
     Row,
@@ -18,7 +19,7 @@ from smp_tf.plan.profile import (
     layer_paths,
     measured_profile,
 )
-from smp_tf.plan.step_plan import StepPlan, plan_step
+from smp_tf.plan.step_plan import StepPlan
 from smp_tf.report.forecast_table import forecast_table
 from smp_tf.report.profile_table import profile_table
 from tests.unit.plan.example_graphs import Analysed, Builder, analyse, chain

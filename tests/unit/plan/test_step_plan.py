@@ -7,7 +7,7 @@ import pytest
 from smp_tf.config import resolve
 from smp_tf.errors import PartitionError, ScheduleError
 from smp_tf.plan.graph import Graph
-from smp_tf.plan.step_plan import plan_step
+from smp_tf.plan.plan_step import plan_step
 from tests.unit.plan.example_graphs import (
     chain,
     random_step,

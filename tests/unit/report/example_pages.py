@@ -5,7 +5,8 @@ import dataclasses
 from smp_tf.config import resolve
 from smp_tf.plan.forecast import Forecast, forecast
 from smp_tf.plan.graph import Graph
-from smp_tf.plan.step_plan import StepPlan, plan_step
+from smp_tf.plan.plan_step import plan_step
+from smp_tf.plan.step_plan import StepPlan
 from smp_tf.report.plan_page import plan_page
 from tests.unit.plan.example_graphs import Builder, chain
 

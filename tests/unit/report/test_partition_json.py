@@ -5,7 +5,7 @@ import json
 import pytest
 
 from smp_tf.config import resolve
-from smp_tf.plan.step_plan import plan_step
+from smp_tf.plan.plan_step import plan_step
 from smp_tf.report.partition_json import partition_event
 from tests.unit.plan.example_graphs import BATCH, WIDTH, chain
 

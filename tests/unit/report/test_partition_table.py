@@ -62,7 +62,7 @@ def test_partitions_add_up(partitions: int) -> None:
     """Planned for several partitions, without running them."""
     import dataclasses
 
-    from smp_tf.plan.step_plan import plan_step
+    from smp_tf.plan.plan_step import plan_step
 
     with session(microbatches=2):
         model = Stack()

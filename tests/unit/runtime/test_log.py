@@ -12,7 +12,8 @@ import tensorflow as tf
 
 import smp_tf as smp
 from smp_tf.config import resolve
-from smp_tf.plan.step_plan import StepPlan, plan_step
+from smp_tf.plan.plan_step import plan_step
+from smp_tf.plan.step_plan import StepPlan
 from smp_tf.runtime.log import tell_partition
 from tests.unit.one_process import session
 from tests.unit.plan.example_graphs import chain
