@@ -174,11 +174,11 @@ def _improved(
     problem: Problem, chosen: _Chosen, limit: float, contiguous: bool
 ) -> _Chosen:
     """Refined; the best stretches of its order; the best nearby: while that helps."""
+    tries = 1 + MOVES // (problem.num_atoms * problem.num_partitions)
     key = _by_cut(problem)
     for _ in range(MAX_ROUNDS):
         refined = refine(problem, chosen, limit, contiguous)
         if contiguous:
-            tries = 1 + MOVES // (problem.num_atoms * problem.num_partitions)
             for order in itertools.islice(_moved_orders(problem, refined), tries):
                 again = Stretches(problem, order).cheapest(limit)
                 refined = min(refined, again or refined, key=key)

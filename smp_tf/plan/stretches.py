@@ -72,7 +72,7 @@ class Stretches:
 
     def cheapest(self, limit: float) -> tuple[int, ...] | None:
         """The partition of each atom, every load <= limit, with the fewest bytes cut;
-        then the fewest messages, the smallest load, the earliest bounds. None where
+        then the fewest messages, the smallest load, the earliest last bound. None where
         the limit is too small."""
         n, p = len(self.order), self.problem.num_partitions
         ranges = self._reachable(limit) if limit < float("inf") else None
@@ -92,24 +92,40 @@ class Stretches:
                 )
             )
 
-        # bound -> (bytes cut, messages, largest load, bounds so far)
-        row: dict[int, tuple[int, int, float, tuple[int, ...]]] = {0: (0, 0, 0.0, (0,))}
+        problem, static, activations = self.problem, self.static, self.activations
+        most_allowed = limit + self.tolerance
+        # bound -> (bytes cut, messages, largest load)
+        row: dict[int, tuple[int, int, float]] = {0: (0, 0, 0.0)}
+        origins: list[dict[int, int]] = []  # of each partition: bound -> the one before
         for k in range(p):
-            ends, following = ranges[k + 1], {}
-            for i in ends:
-                best = None
+            following: dict[int, tuple[int, int, float]] = {}
+            origin: dict[int, int] = {}
+            # Written out: millions of stretches are gone through.
+            in_flight, is_limited = (
+                problem.in_flight[k],
+                problem.memory_limit is not None,
+            )
+            for i in ranges[k + 1]:
                 for j, size, count in stretches_to(i):
-                    load = self.load(k, j, i)
-                    if load > limit + self.tolerance or j < ranges[k][0]:
+                    load = static[i] - static[j]
+                    load += in_flight * (activations[i] - activations[j])
+                    if load > most_allowed or j < ranges[k][0]:
+                        break
+                    if is_limited and self.load(k, j, i) > most_allowed:
                         break
                     if j in row:
-                        cut, messages, most, bounds = row[j]
-                        found = (cut + size, messages + count, max(most, load), bounds)
-                        best = found if best is None else min(best, found)
-                if best is not None:
-                    following[i] = (*best[:3], (*best[3], i))
+                        cut, messages, most = row[j]
+                        found = (cut + size, messages + count, max(most, load))
+                        if i not in following or found <= following[i]:
+                            following[i], origin[i] = found, j
             row = following
-        return _spread(self.order, row[n][3]) if n in row else None
+            origins.append(origin)
+        if n not in row:
+            return None
+        bounds = [n]
+        for origin in reversed(origins):
+            bounds.append(origin[bounds[-1]])
+        return _spread(self.order, bounds[::-1])
 
     def borders(self, limit: float) -> list[list[int]] | None:
         """For each border between partitions, the atoms before it as a set of bits, at
