@@ -36,26 +36,22 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))  # tests/exact_partition.py
+import host
+from partition_models import SUITE
 
-import host  # noqa: E402
-from partition_models import SUITE  # noqa: E402
+from smp_tf.config import Config, resolve
+from smp_tf.errors import PartitionError
+from smp_tf.plan.atoms import find_atoms
+from smp_tf.plan.cost import atom_costs
+from smp_tf.plan.graph import Graph
+from smp_tf.plan.partition import partition_problem
+from smp_tf.plan.plan_step import plan_step
+from smp_tf.plan.problem import Problem, pose
+from smp_tf.plan.roles import assign_roles
 
-from smp_tf.config import Config, resolve  # noqa: E402
-from smp_tf.errors import PartitionError  # noqa: E402
-from smp_tf.plan.atoms import find_atoms  # noqa: E402
-from smp_tf.plan.cost import atom_costs  # noqa: E402
-from smp_tf.plan.graph import Graph  # noqa: E402
-from smp_tf.plan.partition import partition_problem  # noqa: E402
-from smp_tf.plan.plan_step import plan_step  # noqa: E402
-from smp_tf.plan.problem import Problem, pose  # noqa: E402
-from smp_tf.plan.roles import assign_roles  # noqa: E402
-from tests.exact_partition import (  # noqa: E402
-    fewest_bytes,
-    lightest,
-    quick_bound,
-)
+# The checkout itself is not installed, and the solver is not part of the package.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from tests.exact_partition import fewest_bytes, lightest, quick_bound  # noqa: E402
 
 MB = 2**20
 PARTITIONS = (2, 4, 8, 16)

@@ -92,7 +92,7 @@ def residual_stack(
     """x = x + two Dense layers; the first `on_first` blocks on rank 0 if it is said."""
     layers = tf.keras.layers
 
-    class Stack(smp.DistributedModel):  # type: ignore[misc]
+    class Stack(smp.DistributedModel):
         def __init__(self) -> None:
             super().__init__()
             self.blocks = [
@@ -121,7 +121,7 @@ def transformer(smp: Any, tf: Any, rows: int, is_small: bool) -> tuple[Any, Any]
 
     dim = 16 if is_small else 192
 
-    class Blocks(smp.DistributedModel):  # type: ignore[misc]
+    class Blocks(smp.DistributedModel):
         def __init__(self) -> None:
             super().__init__()
             self.blocks = [Block(dim, 8) for _ in range(6)]
@@ -138,7 +138,7 @@ def convolutions(smp: Any, tf: Any, rows: int, is_small: bool) -> tuple[Any, Any
     """8 residual blocks of two convolutions, batch normalization between them."""
     layers = tf.keras.layers
 
-    class Images(smp.DistributedModel):  # type: ignore[misc]
+    class Images(smp.DistributedModel):
         def __init__(self) -> None:
             super().__init__()
             self.blocks = [
@@ -166,13 +166,13 @@ def training(smp: Any, tf: Any, model: Any, inputs: Any) -> tuple[Any, Any]:
     """The step's plan, and a function that trains for one batch."""
     optimizer = tf.keras.optimizers.Adam(1e-4)
 
-    @smp.step  # type: ignore[misc]
+    @smp.step
     def forward_backward(inputs: Any) -> Any:
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(model(inputs)))
         return tape.gradient(loss, model.trainable_variables), loss
 
-    @tf.function  # type: ignore[misc]
+    @tf.function
     def train_step(inputs: Any) -> Any:
         gradients, loss = forward_backward(inputs)
         gradients = [gradient.accumulate() for gradient in gradients]

@@ -14,11 +14,8 @@ import enum
 import itertools
 from collections.abc import Sequence
 
+from smp_tf.plan.partition import SLACK
 from smp_tf.plan.problem import Problem
-
-NOTICEABLE = 0.02
-"""A fullest rank that is this much fuller is why an atom stays; below that the bytes
-that cross are."""
 
 FARTHEST = 100
 """Atoms that are looked at on each side of a border for the next one."""
@@ -181,12 +178,14 @@ def _moved(chosen: Sequence[int], atoms: Sequence[int], target: int) -> list[int
 def _reason(before: Figures, after: Figures, limit: int | None) -> Reason:
     if limit is not None and max(limit, before.most_bytes) < after.most_bytes:
         return Reason.OVER_LIMIT
-    if after.fullest > before.fullest * (1 + NOTICEABLE):
+    # The partitioner gives up so much balance for fewer bytes, and no more.
+    if after.fullest > before.fullest * (1 + SLACK):
         return Reason.HEAVIER
     if after.cut_bytes > before.cut_bytes:
         return Reason.CUTS_MORE
     if after.messages > before.messages and after.cut_bytes == before.cut_bytes:
         return Reason.MORE_MESSAGES
+    # The partitioner gives up so much balance for fewer bytes, and no more.
     if after.fullest > before.fullest * (1 + TINY):
         return Reason.HEAVIER
     return Reason.NONE

@@ -15,6 +15,7 @@ from smp_tf.report.layer_picture import layer_picture
 from smp_tf.report.markup import sized, tag, text, timed
 from smp_tf.report.memory_bars import memory_bars
 from smp_tf.report.page_style import style_sheet
+from smp_tf.report.ranking_table import ranking_rows
 from smp_tf.report.timeline_picture import timeline_picture
 
 _CANDIDATES_SHOWN = 10
@@ -221,20 +222,7 @@ def _crossing(forecast: Forecast) -> str:
 def _ranking(candidates: Sequence[Candidate]) -> str:
     if not candidates:
         return ""
-    shortest = min(candidate.seconds for candidate in candidates) or 1.0
-    rows = [
-        [
-            str(place),
-            str(each.partitions),
-            str(each.microbatches),
-            each.pipeline,
-            f"{each.seconds / shortest:.2f}",
-            f"{each.bubble:.1%}",
-            sized(each.worst_bytes),
-            "yes" if each.fits else "no",
-        ]
-        for place, each in enumerate(candidates[:_CANDIDATES_SHOWN], start=1)
-    ]
+    rows = ranking_rows(candidates, sized)[:_CANDIDATES_SHOWN]
     header = ["", "partitions", "microbatches", "schedule", "step", "bubble"]
     header += ["fullest rank", "fits"]
     rest = len(candidates) - len(rows)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from smp_tf.plan.explain import NOTICEABLE, Reason, borders, figures
-from smp_tf.plan.partition import partition_problem
+from smp_tf.plan.explain import Reason, borders, figures
+from smp_tf.plan.partition import SLACK, partition_problem
 from tests.unit.plan.example_problems import chain_flows, problem, random_problem
 
 
@@ -144,7 +144,7 @@ def test_what_is_said_is_true(seed):
 def check_reason(given, move, after):
     """The reason is worse there, and no reason that comes before it holds."""
     old, new = move.before, move.after
-    fuller = new.fullest > old.fullest * (1 + NOTICEABLE)
+    fuller = new.fullest > old.fullest * (1 + SLACK)
     if move.reason is Reason.EMPTY:
         assert move.source not in after
     elif move.reason is Reason.OVER_LIMIT:
