@@ -4,7 +4,8 @@ An *action* is one stage applied to one microbatch, or one message that carries
 the outputs of a stage to another pp_rank. Both ends of a message name the same
 stage, the one whose outputs travel:
 
-    1F0          pp_rank 1 runs stage 1 on microbatch 0
+    1F0          pp_rank 1 runs stage 1, a forward, on microbatch 0
+    2I0  3W0     the two halves of a backward: input and weight gradients
     0SEND_F2>1   the outputs of stage 0, microbatch 2, leave for pp_rank 1
     0RECV_F2<0   ... and arrive from pp_rank 0
 
@@ -26,7 +27,7 @@ __all__ = ["Action", "Kind", "Message", "Pipeline", "Schedule", "Stage"]
 
 _TEXT = re.compile(
     r"(?P<stage>\d+)"
-    r"(?:(?P<compute>[FB])(?P<mb>\d+)"
+    r"(?:(?P<compute>[FBIW])(?P<mb>\d+)"
     r"|(?P<send>SEND_[FB])(?P<sent>\d+)>(?P<to>\d+)"
     r"|(?P<recv>RECV_[FB])(?P<received>\d+)<(?P<origin>\d+))",
     re.ASCII,
@@ -38,10 +39,10 @@ class Action:
     """One stage applied to one microbatch, or one message about it.
 
     Attributes:
-        kind: F, B, or one of the messages.
+        kind: F, B, I, W, or one of the messages.
         stage: the stage that runs, or whose outputs travel.
         mb: microbatch.
-        peer: the pp_rank at the other end of a message; None for F and B.
+        peer: the pp_rank at the other end of a message; None for computation.
     """
 
     kind: Kind
@@ -52,7 +53,7 @@ class Action:
     def __post_init__(self) -> None:
         if self.kind.is_compute != (self.peer is None):
             raise ScheduleError(
-                "messages have a peer, F and B have none; "
+                "messages have a peer, F, B, I and W have none; "
                 f"kind={self.kind.value}, stage={self.stage}, mb={self.mb}, "
                 f"peer={self.peer}"
             )

@@ -1,4 +1,4 @@
-"""The pass that adds messages: F and B in, F, B, SEND and RECV out.
+"""The pass that adds messages: compute actions in, SEND and RECV beside them out.
 
     rank 0   0F0          0SEND_F0>1   2RECV_B0<1   3B0
     rank 1   0RECV_F0<0   1F0          2B0          2SEND_B0>0
@@ -23,11 +23,11 @@ def add_messages(schedule: Schedule, pipeline: Pipeline) -> Schedule:
     """Add a SEND and a RECV for every message of every microbatch.
 
     Args:
-        schedule: F and B actions only.
+        schedule: compute actions only.
         pipeline: the pipeline that the schedule was built for.
 
     Returns:
-        The same order of F and B. Sends of one action are in order of peers;
+        The same order of compute actions. Sends of one action are in order of peers;
         receives for one action in order of stages; what a rank only returns, and
         no stage of it reads, is received at its end.
 
@@ -44,8 +44,8 @@ def add_messages(schedule: Schedule, pipeline: Pipeline) -> Schedule:
         for step, action in enumerate(actions):
             if not action.kind.is_compute or action.stage >= len(pipeline.stages):
                 raise ScheduleError(
-                    f"rank {rank} step {step}: only F and B of the pipeline's own "
-                    f"stages can be given messages; action={action}, "
+                    f"rank {rank} step {step}: only compute actions of the pipeline's "
+                    f"own stages can be given messages; action={action}, "
                     f"stages={len(pipeline.stages)}"
                 )
     return Schedule(

@@ -22,7 +22,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from smp_tf.errors import ScheduleError
@@ -35,6 +35,8 @@ class Kind(enum.Enum):
 
     F = "F"
     B = "B"
+    I = "I"  # noqa: E741  (the field's letter)
+    W = "W"
     SEND_F = "SEND_F"
     RECV_F = "RECV_F"
     SEND_B = "SEND_B"
@@ -42,7 +44,12 @@ class Kind(enum.Enum):
 
     @property
     def is_compute(self) -> bool:
-        return self in (Kind.F, Kind.B)
+        return self in (Kind.F, Kind.B, Kind.I, Kind.W)
+
+    @property
+    def is_backward(self) -> bool:
+        """B, I or W, or a message with the outputs of one."""
+        return self not in (Kind.F, Kind.SEND_F, Kind.RECV_F)
 
     @property
     def is_send(self) -> bool:
@@ -53,19 +60,14 @@ class Kind(enum.Enum):
         return self in (Kind.RECV_F, Kind.RECV_B)
 
     @property
-    def compute(self) -> Kind:
-        """F or B: the kind of the stage that this action runs or carries."""
-        return Kind.B if self in (Kind.B, Kind.SEND_B, Kind.RECV_B) else Kind.F
-
-    @property
     def send(self) -> Kind:
         """The kind that sends the outputs of such a stage."""
-        return Kind.SEND_B if self.compute is Kind.B else Kind.SEND_F
+        return Kind.SEND_B if self.is_backward else Kind.SEND_F
 
     @property
     def recv(self) -> Kind:
         """The kind that receives the outputs of such a stage."""
-        return Kind.RECV_B if self.compute is Kind.B else Kind.RECV_F
+        return Kind.RECV_B if self.is_backward else Kind.RECV_F
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class Stage:
     """One segment as the scheduler sees it.
 
     Attributes:
-        kind: F, or B for a whole backward.
+        kind: F; B for a whole backward; or its two parts: I makes the gradients that
+            other stages wait for, W the rest, which is mostly those of weights.
         rank: the pp_rank that runs it.
         needs: stages whose outputs it reads for the same microbatch, with the
             forward stages of its own rank whose activations it reads.
@@ -94,10 +97,14 @@ class Message:
     """The outputs of `stage` go to pp_rank `peer`, once per microbatch.
 
     The peer runs a stage that needs them, or returns them to the caller.
+
+    Attributes:
+        seconds: estimated time on the way; no part of what tells messages apart.
     """
 
     stage: int
     peer: int
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ class Pipeline:
     """All stages of a step, in an order in which they could run one by one.
 
     Attributes:
-        stages: every stage needs only stages before it, and no F needs a B.
+        stages: every stage needs only stages before it, and no F needs a backward.
         num_ranks: partitions, also those without a stage.
         messages: one for every pair of a stage and another rank that reads its
             outputs.
@@ -130,7 +137,7 @@ class Pipeline:
     def _check_stage(self, index: int, stage: Stage) -> None:
         if not stage.kind.is_compute:
             raise ScheduleError(
-                f"stage {index}: a stage is F or B; kind={stage.kind.value}"
+                f"stage {index}: a stage is F, B, I or W; kind={stage.kind.value}"
             )
         if not 0 <= stage.rank < self.num_ranks:
             raise ScheduleError(
@@ -155,10 +162,11 @@ class Pipeline:
                     f"stage {index}: a stage may only need stages before it; "
                     f"needs={need}"
                 )
-            if stage.kind is Kind.F and self.stages[need].kind is Kind.B:
+            if not stage.kind.is_backward and self.stages[need].kind.is_backward:
                 raise ScheduleError(
                     f"stage {index}: a forward stage cannot need a backward one; "
-                    f"needs={need}; what depends on gradients belongs to a B stage"
+                    f"needs={need}; what depends on gradients belongs to a backward "
+                    "stage"
                 )
 
     def _check_messages(self) -> None:
@@ -243,23 +251,23 @@ class Pipeline:
 
     @cached_property
     def holders(self) -> tuple[tuple[int, ...], ...]:
-        """For each stage, the B stages that let go of its microbatch on its rank.
+        """For each stage, the backward ones that let go of its microbatch on its rank.
 
         A microbatch is *live* at a forward stage from its start there until all
         its holders are done: so long its activations take memory. Holders are the
-        B stages of the same rank that read this stage or, if none does, the first
-        ones that depend on it. Empty for B, and for F that no B of the same rank
-        depends on.
+        backward stages of the same rank that read this stage or, if none does, the
+        first ones that depend on it. Empty for backward stages, and for F that none
+        of the same rank depends on.
         """
         return tuple(self._holders(index) for index in range(len(self.stages)))
 
     def _holders(self, index: int) -> tuple[int, ...]:
-        if self.stages[index].kind is Kind.B:
+        if self.stages[index].kind.is_backward:
             return ()
         after = [
             later
             for later in range(index + 1, len(self.stages))
-            if self.stages[later].kind is Kind.B
+            if self.stages[later].kind.is_backward
             and self.stages[later].rank == self.stages[index].rank
             and index in self.ancestors[later]
         ]

@@ -19,7 +19,7 @@ def build(
     num_microbatches: int,
     active_microbatches: int,
 ) -> Schedule:
-    """Build the schedule of this name, with F and B actions only.
+    """Build the schedule of this name, with compute actions only.
 
     Args:
         name: one of NAMES.

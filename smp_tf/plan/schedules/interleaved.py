@@ -47,7 +47,7 @@ def interleaved(
             least 1. Without backward stages nothing is kept and nothing limited.
 
     Returns:
-        F and B actions only.
+        Compute actions only.
     """
     if active_microbatches < 1:
         raise ScheduleError(
@@ -72,7 +72,7 @@ def live_limits(pipeline: Pipeline, active_microbatches: int) -> tuple[int, ...]
         *(
             pipeline.ancestors[index]
             for index, stage in enumerate(stages)
-            if stage.kind is Kind.B
+            if stage.kind.is_backward
         )
     )
     depth = [0] * len(stages)

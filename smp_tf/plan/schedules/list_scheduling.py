@@ -89,7 +89,7 @@ def list_schedule(
         policy: preferences and limits.
 
     Returns:
-        F and B only; `comm.add_messages` adds the rest.
+        Compute actions only; `comm.add_messages` adds the messages.
 
     Raises:
         ScheduleError: num_microbatches is below 1, or the policy forbids

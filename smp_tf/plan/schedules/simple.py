@@ -35,7 +35,7 @@ def simple(pipeline: Pipeline, num_microbatches: int) -> Schedule:
         num_microbatches: at least 1; may be fewer than ranks.
 
     Returns:
-        F and B actions only.
+        Compute actions only.
     """
     return list_schedule(pipeline, num_microbatches, _ForwardThenBackward(pipeline))
 

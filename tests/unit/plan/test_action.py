@@ -17,9 +17,14 @@ F, B = Kind.F, Kind.B
 @pytest.mark.parametrize("kind", Kind)
 def test_every_kind_is_one_of_three(kind):
     assert [kind.is_compute, kind.is_send, kind.is_recv].count(True) == 1
-    assert kind.value.endswith(kind.compute.value)
-    assert kind.send.value == f"SEND_{kind.compute.value}"
-    assert kind.recv.value == f"RECV_{kind.compute.value}"
+    direction = "B" if kind.is_backward else "F"
+    assert kind.is_compute or kind.value.endswith(direction)
+    assert kind.send.value == f"SEND_{direction}"
+    assert kind.recv.value == f"RECV_{direction}"
+
+
+def test_a_backward_is_one_part_or_two():
+    assert [k.value for k in Kind if k.is_compute and k.is_backward] == ["B", "I", "W"]
 
 
 # Pipelines.
@@ -79,7 +84,7 @@ def test_what_no_backward_of_its_rank_needs_is_not_held():
     [
         ([Stage(F, 0)], 0, "at least one rank; num_ranks=0"),
         ([Stage(F, 2)], 2, "stage 0: no such pp_rank; rank=2, num_ranks=2"),
-        ([Stage(Kind.SEND_F, 0)], 1, "stage 0: a stage is F or B; kind=SEND_F"),
+        ([Stage(Kind.SEND_F, 0)], 1, "stage 0: a stage is F, B, I or W; kind=SEND_F"),
         ([Stage(F, 0, (0,))], 1, "stage 0: a stage may only need .*; needs=0"),
         ([Stage(F, 0, (-1,))], 1, "stage 0: a stage may only need .*; needs=-1"),
         ([Stage(F, 0, (), -1.0)], 1, "seconds=-1.0"),
@@ -112,6 +117,8 @@ def test_impossible_messages(messages, message):
 ACTIONS = {
     "1F0": Action(F, 1, 0),
     "12B34": Action(B, 12, 34),
+    "12I3": Action(Kind.I, 12, 3),
+    "13W3": Action(Kind.W, 13, 3),
     "0SEND_F2>1": Action(Kind.SEND_F, 0, 2, 1),
     "0RECV_F2<0": Action(Kind.RECV_F, 0, 2, 0),
     "5SEND_B13>10": Action(Kind.SEND_B, 5, 13, 10),
