@@ -50,17 +50,22 @@ void SetCurrentJob(std::shared_ptr<Job> job) {
 Job::Job(Options options)
     : options_(std::move(options)),
       transport_(options_.size, this),
+      link_(LinkOver(&transport_)),
       watch_(
           options_.timeout_seconds, options_.stall_seconds,
           [this](const TicketPtr& ticket, const Status& why) {
             mailbox_.Cancel(ticket, why);
           },
           [this](const std::string& text) { Log(text); }),
-      mailbox_(options_.rank, options_.size, &transport_, &watch_),
+      mailbox_(options_.rank, options_.size, link_ ? link_.get() : &transport_,
+               &watch_),
       peers_(static_cast<size_t>(options_.size)),
       owner_(getpid()) {}
 
-Job::~Job() { transport_.Close(0); }
+Job::~Job() {
+  link_.reset();  // it may still have messages, and the mailbox to tell
+  transport_.Close(0);
+}
 
 Status Job::Open(std::string* address) {
   return transport_.Open(options_.net_devices, address);

@@ -89,6 +89,7 @@ class Job : public Listener {
 
   const Options options_;
   UcxTransport transport_;
+  std::unique_ptr<Transport> link_;  // over the transport; may be null
   Watch watch_;
   Mailbox mailbox_;
 

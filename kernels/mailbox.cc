@@ -64,7 +64,8 @@ TicketPtr Mailbox::RecvPayload(const TicketPtr& header, Buffer buffer) {
                std::move(buffer));
 }
 
-Status Mailbox::PostSend(const RoutePtr& route, const Buffer* header, Buffer payload) {
+Status Mailbox::PostSend(const RoutePtr& route, const Buffer* header, Buffer payload,
+                         Done sent) {
   const uint32_t sequence = NextSequence(Ticket::Way::kSend, *route);
   if (header != nullptr) {
     // Not answered for on its own: it goes the way of its payload.
@@ -72,14 +73,21 @@ Status Mailbox::PostSend(const RoutePtr& route, const Buffer* header, Buffer pay
   }
   const TicketPtr ticket =
       Start(Ticket::Way::kSend, route, sequence, Part::kPayload, std::move(payload));
-  if (ticket->finished()) return ticket->status();  // most small sends end here
+  if (ticket->finished()) {  // most small sends end here
+    const Status status = ticket->status();
+    if (sent) sent(status);
+    return status;
+  }
   const uint64_t id = ticket->id();
   {
     std::lock_guard<std::mutex> lock(mutex_);
     sending_.emplace(id, ticket);
   }
   // Only now: OnFinish may run at once, and must find the entry to remove.
-  ticket->OnFinish([this, id](const Status& status) { Sent(id, status); });
+  ticket->OnFinish([this, id, sent = std::move(sent)](const Status& status) {
+    if (sent) sent(status);
+    Sent(id, status);
+  });
   return {};
 }
 

@@ -35,8 +35,10 @@ class Mailbox {
   // The payload that belongs to a header that was received.
   TicketPtr RecvPayload(const TicketPtr& header, Buffer buffer);
 
-  // A send that Flush answers for. Returns an error that is known at once.
-  Status PostSend(const RoutePtr& route, const Buffer* header, Buffer payload);
+  // A send that Flush answers for. Returns an error that is known at once. `sent` is
+  // called when the payload has left or failed, before a Flush is finished by that.
+  Status PostSend(const RoutePtr& route, const Buffer* header, Buffer payload,
+                  Done sent = nullptr);
 
   // Finished when all PostSends so far are: with the first error of any of them.
   TicketPtr Flush();

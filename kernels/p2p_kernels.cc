@@ -32,6 +32,7 @@ class SendPostOp : public OpKernel {
   void Compute(OpKernelContext* context) override {
     std::shared_ptr<Job> job;
     OP_REQUIRES_OK(context, FindJob(&job));
+    const Timeline::Start start = attributes_.Begin();
     const Tensor& tensor = context->input(0);
     OP_REQUIRES(context,
                 attributes_.partial_shape.IsCompatibleWith(tensor.shape()) &&
@@ -43,9 +44,17 @@ class SendPostOp : public OpKernel {
                     " agreed=" + attributes_.partial_shape.DebugString() + ": " +
                     attributes_.route->label + " to rank " +
                     std::to_string(attributes_.route->peer)));
+    Buffer payload = BufferOf(tensor);
+    Done sent;
+    if (start.run != 0) {
+      sent = [start, bytes = payload.bytes](const Status& status) {
+        if (status.ok()) GetTimeline().End(start, bytes);
+      };
+    }
     if (attributes_.is_static) {
       OP_REQUIRES_OK(context, ToAbsl(job->mailbox().PostSend(attributes_.route, nullptr,
-                                                             BufferOf(tensor))));
+                                                             std::move(payload),
+                                                             std::move(sent))));
       return;
     }
     auto header = std::make_shared<Header>();
@@ -53,8 +62,9 @@ class SendPostOp : public OpKernel {
     header->dims = tensor.dims();
     for (int i = 0; i < tensor.dims(); ++i) header->sizes[i] = tensor.dim_size(i);
     const Buffer ahead = BufferOf(header);
-    OP_REQUIRES_OK(context, ToAbsl(job->mailbox().PostSend(attributes_.route, &ahead,
-                                                           BufferOf(tensor))));
+    OP_REQUIRES_OK(
+        context, ToAbsl(job->mailbox().PostSend(attributes_.route, &ahead,
+                                                std::move(payload), std::move(sent))));
   }
 
  private:
@@ -70,6 +80,7 @@ class RecvPostOp : public OpKernel {
   bool IsExpensive() override { return false; }
 
   void Compute(OpKernelContext* context) override {
+    const Timeline::Start start = attributes_.Begin();
     std::shared_ptr<Job> job;
     OP_REQUIRES_OK(context, FindJob(&job));
     Buffer buffer;
@@ -77,6 +88,7 @@ class RecvPostOp : public OpKernel {
     OP_REQUIRES_OK(context, ToAbsl(job->mailbox().PostRecv(
                                 attributes_.route, attributes_.first_part(),
                                 std::move(buffer), context->step_id())));
+    GetTimeline().End(start, 0);
   }
 
  private:
@@ -111,6 +123,7 @@ class RecvWaitOp : public AsyncOpKernel {
   bool IsExpensive() override { return false; }
 
   void ComputeAsync(OpKernelContext* context, DoneCallback done) override {
+    const Timeline::Start start = attributes_.Begin();
     std::shared_ptr<Job> job;
     OP_REQUIRES_OK_ASYNC(context, FindJob(&job), done);
     Posted posted = job->mailbox().Take(attributes_.route);
@@ -119,14 +132,14 @@ class RecvWaitOp : public AsyncOpKernel {
     }
     const auto waiter = std::make_shared<Waiter>(context, job);
     if (attributes_.is_static) {
-      return GiveTensor(context, waiter, posted, std::move(done));
+      return GiveTensor(context, waiter, posted, start, std::move(done));
     }
-    waiter->Wait(posted.ticket, [this, context, job, waiter, posted,
+    waiter->Wait(posted.ticket, [this, context, job, waiter, posted, start,
                                  done = std::move(done)](const Status& status) {
       Posted payload;
       absl::Status error = ToAbsl(status);
       if (error.ok()) error = PostPayload(context, job.get(), posted, &payload);
-      if (error.ok()) return GiveTensor(context, waiter, payload, done);
+      if (error.ok()) return GiveTensor(context, waiter, payload, start, done);
       waiter->Finish();
       context->SetStatus(error);
       done();
@@ -172,12 +185,14 @@ class RecvWaitOp : public AsyncOpKernel {
 
   static void GiveTensor(OpKernelContext* context,
                          const std::shared_ptr<Waiter>& waiter, const Posted& posted,
-                         DoneCallback done) {
-    waiter->Wait(posted.ticket, [context, waiter, owner = posted.owner,
+                         const Timeline::Start& start, DoneCallback done) {
+    waiter->Wait(posted.ticket, [context, waiter, owner = posted.owner, start,
                                  done = std::move(done)](const Status& status) {
       waiter->Finish();
       if (status.ok()) {
-        context->set_output(0, *std::static_pointer_cast<Tensor>(owner));
+        const auto tensor = std::static_pointer_cast<Tensor>(owner);
+        GetTimeline().End(start, tensor->TotalBytes());
+        context->set_output(0, *tensor);
       } else {
         context->SetStatus(ToAbsl(status));
       }

@@ -31,6 +31,8 @@ REGISTER_OP("SmpSendPost")
     .Attr("channel: int >= 0")
     .Attr("shape: shape")
     .Attr("label: string = ''")
+    .Attr("program: int = -1")
+    .Attr("event: int = -1")
     .SetIsStateful()
     .SetIsDistributedCommunication()
     .SetShapeFn(tensorflow::shape_inference::NoOutputs)
@@ -43,6 +45,7 @@ channel: Route between the two ranks, below 2^28; both ends use the same number,
 shape: What both ends know of the shape. When it is not fully defined, the true shape
   travels ahead of the data.
 label: What errors call the tensor.
+program, event: As in SmpCall. The event is over when the tensor has left.
 )doc");
 
 REGISTER_OP("SmpSendFlush")
@@ -59,6 +62,8 @@ REGISTER_OP("SmpRecvPost")
     .Attr("channel: int >= 0")
     .Attr("shape: shape")
     .Attr("label: string = ''")
+    .Attr("program: int = -1")
+    .Attr("event: int = -1")
     .SetIsStateful()
     .SetIsDistributedCommunication()
     .SetShapeFn(tensorflow::shape_inference::NoOutputs)
@@ -75,6 +80,8 @@ REGISTER_OP("SmpRecvWait")
     .Attr("channel: int >= 0")
     .Attr("shape: shape")
     .Attr("label: string = ''")
+    .Attr("program: int = -1")
+    .Attr("event: int = -1")
     .SetIsStateful()
     .SetIsDistributedCommunication()
     .SetShapeFn(ShapeFromAttr)
@@ -87,6 +94,7 @@ when there is none.
 
 peer: World rank that sends it.
 channel, shape, label: As in SmpSendPost.
+program, event: As in SmpCall. The event is the wait.
 )doc");
 
 }  // namespace smp

@@ -41,6 +41,8 @@ absl::Status Attributes::Read(tensorflow::OpKernelConstruction* context) {
   TF_RETURN_IF_ERROR(context->GetAttr("label", &read->label));
   TF_RETURN_IF_ERROR(context->GetAttr("shape", &partial_shape));
   TF_RETURN_IF_ERROR(context->GetAttr("T", &dtype));
+  TF_RETURN_IF_ERROR(context->GetAttr("program", &program));
+  TF_RETURN_IF_ERROR(context->GetAttr("event", &event));
   if (channel > kMaxChannel) {
     return absl::InvalidArgumentError("smp_tf: channel must fit 28 bits; channel=" +
                                       std::to_string(channel));

@@ -6,6 +6,7 @@
 
 #include "job.h"
 #include "tensorflow/core/framework/op_kernel.h"
+#include "timeline.h"
 
 namespace smp {
 
@@ -29,8 +30,12 @@ struct Attributes {
   tensorflow::PartialTensorShape partial_shape;
   tensorflow::TensorShape shape;  // meaningful when is_static
   bool is_static = false;
+  int program = -1;  // what the timeline calls it
+  int event = -1;
 
   absl::Status Read(tensorflow::OpKernelConstruction* context);
+
+  Timeline::Start Begin() const { return GetTimeline().Begin(program, event); }
 
   // What arrives first.
   Part first_part() const { return is_static ? Part::kPayload : Part::kHeader; }

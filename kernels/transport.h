@@ -93,6 +93,10 @@ class Transport {
   virtual void Close(double seconds) = 0;
 };
 
+// What a job's messages go through on their way to `transport`, or null for nothing.
+// The tests link one that is late, kernels/tests/slow_link.cc, in place of link.cc.
+std::unique_ptr<Transport> LinkOver(Transport* transport);
+
 }  // namespace smp
 
 #endif  // SMP_TF_KERNELS_TRANSPORT_H_

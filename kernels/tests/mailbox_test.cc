@@ -101,6 +101,19 @@ void TestFlushAnswersForTheSendsBeforeIt() {
   CHECK(next->finished() && next->status().ok());  // an error is told once
 }
 
+void TestASendTellsWhenItHasLeftBeforeItsFlushDoes() {
+  Fixture f;
+  std::string told;
+  const auto say = [&](const Status& status) { told += status.ok() ? "s" : "e"; };
+  f.mailbox.PostSend(f.To(1, 7), nullptr, {}, say);
+  f.mailbox.Flush()->OnFinish([&](const Status&) { told += "f"; });
+  CHECK_EQ(told, "");
+  f.transport.sends[0].done({});
+  CHECK_EQ(told, "sf");
+  f.mailbox.PostSend(f.To(0, 7), nullptr, {}, say);  // to itself: fails at once
+  CHECK_EQ(told, "sfe");
+}
+
 void TestPostedReceivesAreTakenInOrder() {
   Fixture f;
   CHECK(f.mailbox.PostRecv(f.To(1, 7), Part::kPayload, {}, 1).ok());
@@ -175,6 +188,7 @@ int main() {
   smp::TestNumbersCountPerDirectionPeerAndChannel();
   smp::TestHeaderAndPayloadShareANumber();
   smp::TestFlushAnswersForTheSendsBeforeIt();
+  smp::TestASendTellsWhenItHasLeftBeforeItsFlushDoes();
   smp::TestPostedReceivesAreTakenInOrder();
   smp::TestMistakesAreNamed();
   smp::TestWatchWarnsOnceThenFails();

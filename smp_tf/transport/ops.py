@@ -14,11 +14,15 @@ it), and ``label`` the tensor's name in errors. At run time the ops fail with
 ``UnavailableError`` (a rank died, failed or left), ``DeadlineExceededError`` (nothing
 came within ``timeout_s`` of the wait), ``DataLossError`` (the ends disagree about size,
 type or shape), ``CancelledError`` and ``FailedPreconditionError`` (no job is open).
+
+The timeline (``events``) records an op between ``run_begin`` and ``run_end`` of its
+``program`` as number ``event``, unless that is negative.
 """
 
 import ctypes
 import mmap
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,8 +85,29 @@ def _load() -> _Library:
         ) from error
 
 
+CALL = "SmpCall"
+"""Type of the operation that calls a function by name; see kernels/call_ops.cc."""
+
+
+def run_begin(program: int) -> tf.Operation:
+    """Begin a run of a program: what the timeline records belongs to it."""
+    return _load().ops.smp_run_begin(program=program)
+
+
+def run_end(program: int, functions: Sequence[str]) -> tf.Operation:
+    """End the run of a program, and name the functions that the graph calls by name."""
+    return _load().ops.smp_run_end(program=program, functions=list(functions))
+
+
 def send_post(
-    tensor: tf.Tensor, *, peer: int, channel: int, shape: tf.TensorShape, label: str
+    tensor: tf.Tensor,
+    *,
+    peer: int,
+    channel: int,
+    shape: tf.TensorShape,
+    label: str,
+    program: int = -1,
+    event: int = -1,
 ) -> tf.Operation:
     """Queue ``tensor`` for rank ``peer`` without waiting for its receive.
 
@@ -91,7 +116,13 @@ def send_post(
             or, when the op is made, its type is not plain bytes (strings, variants).
     """
     return _load().ops.smp_send_post(
-        tensor, peer=peer, channel=channel, shape=shape, label=label
+        tensor,
+        peer=peer,
+        channel=channel,
+        shape=shape,
+        label=label,
+        program=program,
+        event=event,
     )
 
 
@@ -101,21 +132,47 @@ def send_flush() -> tf.Operation:
 
 
 def recv_post(
-    dtype: tf.DType, shape: tf.TensorShape, *, peer: int, channel: int, label: str
+    dtype: tf.DType,
+    shape: tf.TensorShape,
+    *,
+    peer: int,
+    channel: int,
+    label: str,
+    program: int = -1,
+    event: int = -1,
 ) -> tf.Operation:
     """Make room for a tensor from rank ``peer``, for a later ``recv_wait``."""
     return _load().ops.smp_recv_post(
-        T=dtype, peer=peer, channel=channel, shape=shape, label=label
+        T=dtype,
+        peer=peer,
+        channel=channel,
+        shape=shape,
+        label=label,
+        program=program,
+        event=event,
     )
 
 
 def recv_wait(
-    dtype: tf.DType, shape: tf.TensorShape, *, peer: int, channel: int, label: str
+    dtype: tf.DType,
+    shape: tf.TensorShape,
+    *,
+    peer: int,
+    channel: int,
+    label: str,
+    program: int = -1,
+    event: int = -1,
 ) -> tf.Tensor:
     """Give the next tensor of the channel, of type ``dtype`` and static ``shape``.
 
     Takes the oldest ``recv_post`` of the channel, or posts the receive itself.
     """
     return _load().ops.smp_recv_wait(
-        T=dtype, peer=peer, channel=channel, shape=shape, label=label
+        T=dtype,
+        peer=peer,
+        channel=channel,
+        shape=shape,
+        label=label,
+        program=program,
+        event=event,
     )

@@ -13,6 +13,7 @@ from tensorflow.python.eager import record
 from tensorflow.python.eager.polymorphic_function import concrete_function
 from tensorflow.python.framework import func_graph as func_graph_lib
 from tensorflow.python.framework import smart_cond
+from tensorflow.python.ops import handle_data_util
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -122,35 +123,51 @@ class Calls:
     """Calls of one ConcreteFunction in one graph.
 
     TensorFlow checks and wraps each input of each call, and infers shapes through the
-    whole function again. The second call and those after it repeat the operation and
-    the shapes of the first, so that they cost the same whatever is in the function.
+    whole function again. So the function is called once, in a graph of its own, and
+    every call repeats that operation and its shapes: it costs the same whatever is in
+    the function.
+
+    Args:
+        operation: type of the operation that calls. If said, it is like TensorFlow's
+            own, but has the name of the function in place of the function.
     """
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Any, operation: str = "") -> None:
         self._function = function
-        self._first: tf.Operation | None = None
+        self._type = operation
+        self._likes: list[tf.Tensor] = []
         self._attributes: dict[str, Any] = {}
 
-    def __call__(self, *inputs: tf.Tensor) -> list[tf.Tensor]:
-        if self._first is None:
-            outputs: list[tf.Tensor] = list(self._function(*inputs))
-            # Types inside a variant or a resource are not part of the operation.
-            if not any(t.dtype in (tf.variant, tf.resource) for t in outputs):
-                self._first = outputs[0].op
-                self._attributes = {
-                    **self._first.node_def.attr,
-                    "_disable_call_shape_inference": attr_value_pb2.AttrValue(b=True),
-                }
-            return outputs
-        first = self._first
-        operation = first.graph._create_op_internal(
-            first.type,
-            [*inputs, *first.inputs[len(inputs) :]],  # the rest are captures
-            [output.dtype for output in first.outputs],
-            name=first.name,
-            attrs=self._attributes,
-            op_def=first.op_def,
+    def __call__(self, *inputs: tf.Tensor, **attributes: int) -> list[tf.Tensor]:
+        """The outputs of a new call; ``attributes`` are more ones of its operation."""
+        graph = tf.compat.v1.get_default_graph()
+        if not self._likes:
+            self._prepare(graph, inputs)
+        more = {key: attr_value_pb2.AttrValue(i=i) for key, i in attributes.items()}
+        operation = graph._create_op_internal(
+            self._type,
+            [*inputs, *self._function.captured_inputs],
+            [like.dtype for like in self._likes],
+            name=self._type,
+            attrs={**self._attributes, **more},
         )
-        for output, like in zip(operation.outputs, first.outputs, strict=True):
+        outputs = list(operation.outputs)
+        for output, like in zip(outputs, self._likes, strict=True):
             output.set_shape(like.shape)
-        return list(operation.outputs)
+            handle_data_util.copy_handle_data(like, output)
+        return outputs
+
+    def _prepare(self, graph: Any, inputs: Sequence[tf.Tensor]) -> None:
+        self._function.add_to_graph(graph)
+        with func_graph_lib.FuncGraph("call").as_default():
+            given = [tf.compat.v1.placeholder(x.dtype, x.shape) for x in inputs]
+            self._likes = list(self._function(*given))
+        call = self._likes[0].op
+        self._attributes = {
+            **call.node_def.attr,
+            "_disable_call_shape_inference": attr_value_pb2.AttrValue(b=True),
+        }
+        if self._type:
+            name = self._attributes.pop("f").func.name
+            self._attributes["function"] = attr_value_pb2.AttrValue(s=name.encode())
+        self._type = self._type or call.type
