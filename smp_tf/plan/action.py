@@ -105,13 +105,15 @@ class Schedule:
     def from_text(cls, text: str) -> Schedule:
         """Parse CSV, one line per pp_rank; an empty line is an idle rank.
 
-        Blanks around a cell are ignored, so that columns may be aligned.
+        Blanks around a cell are ignored, so that columns may be aligned; so are lines
+        that begin with #, so that a file may say what it holds.
 
         Raises:
             ScheduleError: a cell is no action; names rank and step.
         """
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
         ranks = []
-        for rank, line in enumerate(text.splitlines()):
+        for rank, line in enumerate(lines):
             actions = []
             for step, cell in enumerate(line.split(",") if line.strip() else ()):
                 try:

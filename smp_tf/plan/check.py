@@ -1,15 +1,17 @@
 """Proof that a schedule is complete, in order and cannot hang; and its figures.
 
-Three passes, from what can be said about one action to what needs them all:
+Four passes, from what can be said about one action to what needs them all:
 
 1. complete: every stage and message once for each microbatch, on its rank
 2. order:    what an action reads was made or received earlier on the same rank
 3. no hang:  the dry run under the link contract (see `dry_run`) reaches the end
+4. bound:    no rank has more microbatches in flight than allowed
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from smp_tf.errors import ScheduleError
@@ -25,18 +27,26 @@ class Report:
 
     Attributes:
         seconds: simulated time from the first action to the last. Compute takes
-            `Stage.seconds`, messages take no time.
+            `Stage.seconds`; a message is there after `Message.seconds`, for which
+            nobody is busy.
         bubble: share of rank time that is idle, 1 - busy / (ranks * seconds).
             GPipe and 1F1B on a chain: (p - 1) / (m + p - 1).
         peak_live: for each pp_rank, the most microbatches in flight on it at once:
             started there, and not yet through all backwards that hold them.
         messages: sends in the whole schedule.
+        peak_pieces: likewise with every forward stage counted for itself: a rank with
+            two pieces has in memory between one and two times what peak_live says.
+        span: the most seconds that one rank needs from its first stage to its last.
+            It is what a step costs in a run of many, if each rank goes on to the next
+            one when it is done: the cost of Zero Bubble, arXiv 2401.10241, section 2.
     """
 
     seconds: float
     bubble: float
     peak_live: tuple[int, ...]
     messages: int
+    peak_pieces: tuple[int, ...] = ()
+    span: float = 0.0
 
 
 def check(
@@ -63,50 +73,73 @@ def check(
             "a schedule has one list for each rank; "
             f"ranks={len(schedule.ranks)}, num_ranks={pipeline.num_ranks}"
         )
-    peak_live = []
-    for rank in range(pipeline.num_ranks):
+    ranks = range(pipeline.num_ranks)
+    for rank in ranks:
         _check_complete(schedule, pipeline, rank, num_microbatches)
         _check_order(schedule, pipeline, rank)
-        peak_live.append(_peak_live(schedule, pipeline, rank, active_microbatches))
-    ends = dry_run(
-        schedule,
-        pipeline,
-        lambda action: (
-            pipeline.stages[action.stage].seconds if action.kind.is_compute else 0.0
-        ),
-    )
+    took = [stage.seconds for stage in pipeline.stages]
+
+    def duration(action: Action) -> float:
+        return took[action.stage] if action.kind.is_compute else 0.0
+
+    ends = dry_run(schedule, pipeline, duration)
+    peaks = [_peaks(schedule, pipeline, rank, active_microbatches) for rank in ranks]
     seconds = max((times[-1] for times in ends if times), default=0.0)
-    busy = num_microbatches * sum(stage.seconds for stage in pipeline.stages)
+    total = pipeline.num_ranks * seconds
+    idle = total - num_microbatches * sum(took)
     return Report(
         seconds=seconds,
-        bubble=1 - busy / (pipeline.num_ranks * seconds) if seconds else 0.0,
-        peak_live=tuple(peak_live),
+        bubble=idle / total if total else 0.0,
+        peak_live=tuple(live for live, _ in peaks),
         messages=sum(a.kind.is_send for actions in schedule.ranks for a in actions),
+        peak_pieces=tuple(pieces for _, pieces in peaks),
+        span=_span(schedule, ends, took),
     )
+
+
+def _span(
+    schedule: Schedule, ends: Sequence[Sequence[float]], took: Sequence[float]
+) -> float:
+    """The longest time of a rank from the start of its first compute to its last."""
+    longest = 0.0
+    for actions, times in zip(schedule.ranks, ends):
+        computed = [
+            (end - took[action.stage], end)
+            for action, end in zip(actions, times)
+            if action.kind.is_compute
+        ]
+        if computed:
+            longest = max(longest, computed[-1][1] - computed[0][0])
+    return longest
 
 
 def _check_complete(
     schedule: Schedule, pipeline: Pipeline, rank: int, num_microbatches: int
 ) -> None:
     """Check that a rank has all its actions once, and no others."""
-    expected = dict.fromkeys(
-        Action(kind, stage, mb, peer)
-        for mb in range(num_microbatches)
-        for kind, stage, peer in _duties(pipeline, rank, schedule.has_messages)
-    )
+    duties = _duties(pipeline, rank, schedule.has_messages)
     seen = set()
     for step, action in enumerate(schedule.ranks[rank]):
-        if action in seen:
+        key = (action.mb, action.stage, action.peer)
+        if key in seen:
             raise schedule.error(f"{action} for the second time", (rank, step))
-        if action not in expected:
+        is_own = duties.get((action.stage, action.peer)) is action.kind
+        if not is_own or action.mb >= num_microbatches:
             raise schedule.error(
                 f"{action} does not belong here; {_describe(action, pipeline)}, "
                 f"num_microbatches={num_microbatches}",
                 (rank, step),
             )
-        seen.add(action)
+        seen.add(key)
+    if len(seen) == num_microbatches * len(duties):
+        return
+    expected = [
+        Action(kind, stage, mb, peer)
+        for mb in range(num_microbatches)
+        for (stage, peer), kind in duties.items()
+    ]
     for action in expected:
-        if action in seen:
+        if (action.mb, action.stage, action.peer) in seen:
             continue
         if action.peer is None:
             raise schedule.error(f"rank {rank}: {action} is missing")
@@ -125,19 +158,19 @@ def _check_complete(
 
 def _duties(
     pipeline: Pipeline, rank: int, with_messages: bool
-) -> list[tuple[Kind, int, int | None]]:
-    """List (kind, stage, peer) of what a rank does for each microbatch."""
-    duties: list[tuple[Kind, int, int | None]] = [
-        (stage.kind, index, None)
+) -> dict[tuple[int, int | None], Kind]:
+    """Map (stage, peer) to the kind of what a rank does for each microbatch."""
+    duties: dict[tuple[int, int | None], Kind] = {
+        (index, None): stage.kind
         for index, stage in enumerate(pipeline.stages)
         if stage.rank == rank
-    ]
+    }
     for message in pipeline.messages if with_messages else ():
         source = pipeline.stages[message.stage]
         if source.rank == rank:
-            duties.append((source.kind.send, message.stage, message.peer))
+            duties[message.stage, message.peer] = source.kind.send
         if message.peer == rank:
-            duties.append((source.kind.recv, message.stage, source.rank))
+            duties[message.stage, source.rank] = source.kind.recv
     return duties
 
 
@@ -155,6 +188,7 @@ def _describe(action: Action, pipeline: Pipeline) -> str:
 
 def _check_order(schedule: Schedule, pipeline: Pipeline, rank: int) -> None:
     """Check that a rank has made or received whatever it reads or sends."""
+    reads = _reads_here(pipeline, rank, schedule.has_messages)
     here: set[tuple[int, int]] = set()  # (stage, mb)
     next_mb: Counter[int] = Counter()
     for step, action in enumerate(schedule.ranks[rank]):
@@ -173,7 +207,9 @@ def _check_order(schedule: Schedule, pipeline: Pipeline, rank: int) -> None:
                         "before it; both use a variable that the step writes",
                         (rank, step),
                     )
-        for need in _reads_here(action, pipeline, schedule.has_messages):
+        kind = action.kind
+        own = (action.stage,) if kind.is_send else ()
+        for need in reads[action.stage] if kind.is_compute else own:
             if (need, action.mb) not in here:
                 source = pipeline.stages[need]
                 made = f"{need}{source.kind.value}{action.mb}"
@@ -191,45 +227,61 @@ def _check_order(schedule: Schedule, pipeline: Pipeline, rank: int) -> None:
 
 
 def _reads_here(
-    action: Action, pipeline: Pipeline, has_messages: bool
-) -> tuple[int, ...]:
-    """List the stages whose outputs must already lie on the rank of an action."""
-    if action.kind.is_send:
-        return (action.stage,)
-    if action.kind.is_recv:
-        return ()
-    stage = pipeline.stages[action.stage]
-    if has_messages:
-        return stage.needs
-    return tuple(n for n in stage.needs if pipeline.stages[n].rank == stage.rank)
+    pipeline: Pipeline, rank: int, has_messages: bool
+) -> dict[int, tuple[int, ...]]:
+    """For each stage of a rank, those whose outputs must lie there before it."""
+    stages = pipeline.stages
+    return {
+        index: tuple(
+            need for need in stage.needs if has_messages or stages[need].rank == rank
+        )
+        for index, stage in enumerate(stages)
+        if stage.rank == rank
+    }
 
 
-def _peak_live(
+def _peaks(
     schedule: Schedule, pipeline: Pipeline, rank: int, limit: int | None
-) -> int:
-    """Return the most microbatches in flight on a rank; check the limit."""
-    keeping = {
-        index
+) -> tuple[int, int]:
+    """Return the most microbatches in flight, and the most at single stages, summed.
+
+    In a schedule that cannot hang a holder comes after what it lets go of.
+
+    Raises:
+        ScheduleError: more than the limit are in flight.
+    """
+    holders = {
+        index: pipeline.holders[index]
         for index, stage in enumerate(pipeline.stages)
         if stage.rank == rank and pipeline.holders[index]
     }
-    letting_go = {holder for index in keeping for holder in pipeline.holders[index]}
+    held: dict[int, list[int]] = defaultdict(list)
+    for index, backwards in holders.items():
+        for backward in backwards:
+            held[backward].append(index)
     left: dict[int, int] = {}  # microbatch in flight -> backwards still to come
-    peak = 0
+    left_of: dict[tuple[int, int], int] = {}  # (stage, microbatch) -> likewise
+    peak = peak_pieces = 0
     for step, action in enumerate(schedule.ranks[rank]):
         if not action.kind.is_compute:
             continue
-        if action.stage in keeping:
-            left.setdefault(action.mb, len(letting_go))
-            peak = max(peak, len(left))
-        elif action.stage in letting_go:
-            left[action.mb] -= 1
-            if not left[action.mb]:
-                del left[action.mb]
+        mb = action.mb
+        if action.stage in holders:
+            left.setdefault(mb, len(held))
+            left_of[action.stage, mb] = len(holders[action.stage])
+            peak, peak_pieces = max(peak, len(left)), max(peak_pieces, len(left_of))
+        elif action.stage in held:
+            left[mb] -= 1
+            if not left[mb]:
+                del left[mb]
+            for index in held[action.stage]:
+                left_of[index, mb] -= 1
+                if not left_of[index, mb]:
+                    del left_of[index, mb]
         if limit is not None and len(left) > limit:
             raise schedule.error(
                 f"{action} is one microbatch in flight too many; "
                 f"in_flight={sorted(left)}, active_microbatches={limit}",
                 (rank, step),
             )
-    return peak
+    return peak, peak_pieces

@@ -11,7 +11,7 @@ of the link contract: see `check`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 
 from smp_tf.errors import ScheduleError
 from smp_tf.plan.action import Action, Pipeline, Schedule
@@ -48,38 +48,54 @@ def add_messages(schedule: Schedule, pipeline: Pipeline) -> Schedule:
                     f"own stages can be given messages; action={action}, "
                     f"stages={len(pipeline.stages)}"
                 )
+    made: dict[int, list[int]] = defaultdict(list)
+    for actions in schedule.ranks:
+        for action in actions:
+            made[action.stage].append(action.mb)
     return Schedule(
         tuple(
-            tuple(_with_messages(rank, schedule, pipeline))
+            tuple(_with_messages(rank, schedule.ranks[rank], made, pipeline))
             for rank in range(pipeline.num_ranks)
         )
     )
 
 
 def _with_messages(
-    rank: int, schedule: Schedule, pipeline: Pipeline
-) -> Iterator[Action]:
-    """Yield the actions of one rank, with its messages in place."""
+    rank: int,
+    actions: Sequence[Action],
+    made: Mapping[int, list[int]],
+    pipeline: Pipeline,
+) -> list[Action]:
+    """List the actions of one rank, with its messages in place.
+
+    Args:
+        rank: whose actions they are.
+        actions: without messages.
+        made: stage -> its microbatches, on any rank.
+        pipeline: stages and messages.
+    """
     peers: dict[int, list[int]] = defaultdict(list)
     inbound = set()
     for message in sorted(pipeline.messages):
         peers[message.stage].append(message.peer)
         if message.peer == rank:
             inbound.add(message.stage)
+    awaited = [sorted(inbound.intersection(s.needs)) for s in pipeline.stages]
     arrived: set[tuple[int, int]] = set()
+    found: list[Action] = []
 
-    def receive(stage: int, mb: int) -> Iterator[Action]:
-        if stage in inbound and (mb, stage) not in arrived:
+    def receive(stage: int, mb: int) -> None:
+        if (mb, stage) not in arrived:
             arrived.add((mb, stage))
             source = pipeline.stages[stage]
-            yield Action(source.kind.recv, stage, mb, source.rank)
+            found.append(Action(source.kind.recv, stage, mb, source.rank))
 
-    for action in schedule.ranks[rank]:
-        for need in sorted(pipeline.stages[action.stage].needs):
-            yield from receive(need, action.mb)
-        yield action
+    for action in actions:
+        for need in awaited[action.stage]:
+            receive(need, action.mb)
+        found.append(action)
         for peer in peers[action.stage]:
-            yield Action(action.kind.send, action.stage, action.mb, peer)
-    sent = {(action.mb, action.stage) for each in schedule.ranks for action in each}
-    for mb, stage in sorted(sent):
-        yield from receive(stage, mb)
+            found.append(Action(action.kind.send, action.stage, action.mb, peer))
+    for mb, stage in sorted((mb, stage) for stage in inbound for mb in made[stage]):
+        receive(stage, mb)
+    return found

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from smp_tf.errors import ScheduleError
@@ -42,22 +42,13 @@ class Kind(enum.Enum):
     SEND_B = "SEND_B"
     RECV_B = "RECV_B"
 
-    @property
-    def is_compute(self) -> bool:
-        return self in (Kind.F, Kind.B, Kind.I, Kind.W)
-
-    @property
-    def is_backward(self) -> bool:
-        """B, I or W, or a message with the outputs of one."""
-        return self not in (Kind.F, Kind.SEND_F, Kind.RECV_F)
-
-    @property
-    def is_send(self) -> bool:
-        return self in (Kind.SEND_F, Kind.SEND_B)
-
-    @property
-    def is_recv(self) -> bool:
-        return self in (Kind.RECV_F, Kind.RECV_B)
+    # Plain attributes: they are asked for every action, and there are many.
+    def __init__(self, text: str) -> None:
+        self.is_compute = text in ("F", "B", "I", "W")
+        self.is_send = text.startswith("SEND")
+        self.is_recv = text.startswith("RECV")
+        # B, I or W, or a message with the outputs of one.
+        self.is_backward = not text.endswith("F")
 
     @property
     def send(self) -> Kind:
@@ -180,6 +171,10 @@ class Pipeline:
                 )
             if message.peer == self.stages[message.stage].rank:
                 raise ScheduleError(f"{message}: a rank sends itself no message")
+            if not 0.0 <= message.seconds < math.inf:
+                raise ScheduleError(
+                    f"{message}: seconds must be finite and not negative"
+                )
             if message in seen:
                 raise ScheduleError(f"{message}: listed twice")
             seen.add(message)
@@ -224,20 +219,45 @@ class Pipeline:
         num_ranks: int,
         forward_seconds: float = 1.0,
         backward_seconds: float = 1.0,
+        weight_seconds: float | None = None,
+        ranks: Sequence[int] | None = None,
+        message_seconds: float = 0.0,
     ) -> Pipeline:
         """Build the textbook pipeline: F down the ranks, then B back up.
 
         `chain(3)` has stages 0:F@0 1:F@1 2:F@2 3:B@2 4:B@1 5:B@0; each B also
-        needs the F of its own rank.
+        needs the F of its own piece. Split backwards are I and W next to each other:
+        `chain(2, 1.0, 1.0, 1.0)` has 0:F@0 1:F@1 2:I@1 3:W@1 4:I@0 5:W@0.
+
+        Args:
+            num_ranks: as in the class.
+            forward_seconds: of F of every piece.
+            backward_seconds: of B of every piece, or of I where they are split.
+            weight_seconds: of W of every piece; None for whole backwards.
+            ranks: the rank of each piece in order, one piece for each rank if not
+                said. `rank_of_piece` knows the usual placements.
+            message_seconds: of every message.
         """
+        ranks = range(num_ranks) if ranks is None else ranks
         stages = [
-            Stage(Kind.F, rank, (rank - 1,) if rank else (), forward_seconds)
-            for rank in range(num_ranks)
+            Stage(Kind.F, rank, (piece - 1,) if piece else (), forward_seconds)
+            for piece, rank in enumerate(ranks)
         ]
-        for rank in reversed(range(num_ranks)):
-            needs = (rank, len(stages) - 1) if rank < num_ranks - 1 else (rank,)
-            stages.append(Stage(Kind.B, rank, needs, backward_seconds))
-        return cls.from_stages(stages, num_ranks)
+        later: tuple[int, ...] = ()
+        for piece in reversed(range(len(ranks))):
+            rank, back = ranks[piece], len(stages)
+            kind = Kind.B if weight_seconds is None else Kind.I
+            stages.append(Stage(kind, rank, (piece, *later), backward_seconds))
+            if weight_seconds is not None:
+                stages.append(Stage(Kind.W, rank, (piece, back), weight_seconds))
+            later = (back,)
+        found = cls.from_stages(stages, num_ranks)
+        if not message_seconds:
+            return found
+        messages = [
+            replace(message, seconds=message_seconds) for message in found.messages
+        ]
+        return replace(found, messages=tuple(messages))
 
     @cached_property
     def ancestors(self) -> tuple[frozenset[int], ...]:

@@ -6,10 +6,11 @@ from smp_tf.errors import ScheduleError
 from smp_tf.plan.action import Pipeline, Schedule
 from smp_tf.plan.schedules.interleaved import interleaved
 from smp_tf.plan.schedules.simple import simple
+from smp_tf.plan.schedules.zero_bubble import zero_bubble
 
-__all__ = ["NAMES", "build", "interleaved", "simple"]
+__all__ = ["NAMES", "build", "interleaved", "simple", "zero_bubble"]
 
-NAMES = ("interleaved", "simple")
+NAMES = ("interleaved", "simple", "zero_bubble")
 """Values of the configuration key `pipeline` that can be built."""
 
 
@@ -25,7 +26,7 @@ def build(
         name: one of NAMES.
         pipeline: stages with their seconds per microbatch.
         num_microbatches: at least 1.
-        active_microbatches: limit for `interleaved`; `simple` has none.
+        active_microbatches: the most in flight on a rank; no limit for `simple`.
 
     Raises:
         ScheduleError: no schedule has this name, or a number is below 1.
@@ -34,4 +35,6 @@ def build(
         return interleaved(pipeline, num_microbatches, active_microbatches)
     if name == "simple":
         return simple(pipeline, num_microbatches)
+    if name == "zero_bubble":
+        return zero_bubble(pipeline, num_microbatches, active_microbatches)
     raise ScheduleError(f"no such schedule; pipeline={name!r}; use one of {NAMES}")

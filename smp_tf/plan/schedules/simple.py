@@ -19,7 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from smp_tf.plan.action import Kind, Pipeline, Schedule
-from smp_tf.plan.schedules.list_scheduling import Progress, list_schedule
+from smp_tf.plan.schedules.portfolio import best_schedule
+from smp_tf.plan.schedules.progress import Progress
 
 __all__ = ["simple"]
 
@@ -37,15 +38,21 @@ def simple(pipeline: Pipeline, num_microbatches: int) -> Schedule:
     Returns:
         Compute actions only.
     """
-    return list_schedule(pipeline, num_microbatches, _ForwardThenBackward(pipeline))
+    return best_schedule(
+        pipeline,
+        num_microbatches,
+        (_ForwardThenBackward(pipeline, by_stage) for by_stage in (False, True)),
+        forwards_first=True,
+    )
 
 
 @dataclass(frozen=True)
 class _ForwardThenBackward:
     pipeline: Pipeline
+    by_stage: bool
 
     def priority(self, stage: int, mb: int) -> tuple[int, ...]:
-        return (mb, stage)
+        return (stage, mb) if self.by_stage else (mb, stage)
 
     def may_start(self, stage: int, progress: Progress) -> bool:
         stages = self.pipeline.stages

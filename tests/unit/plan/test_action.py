@@ -43,6 +43,36 @@ def test_chain():
     )
 
 
+def test_chain_of_split_backwards():
+    assert Pipeline.chain(2, 1.0, 2.0, 3.0) == Pipeline(
+        stages=(
+            Stage(F, 0, (), 1.0),
+            Stage(F, 1, (0,), 1.0),
+            Stage(Kind.I, 1, (1,), 2.0),
+            Stage(Kind.W, 1, (1, 2), 3.0),
+            Stage(Kind.I, 0, (0, 2), 2.0),
+            Stage(Kind.W, 0, (0, 4), 3.0),
+        ),
+        num_ranks=2,
+        messages=(Message(0, 1), Message(2, 0)),
+    )
+
+
+def test_chain_of_several_pieces():
+    """A turn within a rank needs no message."""
+    pipeline = Pipeline.chain(2, ranks=(0, 1, 1, 0), message_seconds=0.5)
+    assert [stage.rank for stage in pipeline.stages] == [0, 1, 1, 0, 0, 1, 1, 0]
+    assert pipeline.messages == (
+        Message(0, 1), Message(2, 0), Message(4, 1), Message(6, 0),
+    )  # fmt: skip
+    assert {message.seconds for message in pipeline.messages} == {0.5}
+    assert pipeline.holders[:4] == ((7,), (6,), (5,), (4,))
+
+
+def test_both_parts_of_a_backward_hold():
+    assert Pipeline.chain(2, weight_seconds=1.0).holders[:2] == ((4, 5), (2, 3))
+
+
 def test_messages_are_derived_once_and_sorted():
     assert two_towers().messages == (
         Message(0, 2),
@@ -105,6 +135,8 @@ def test_impossible_stages(stages, num_ranks, message):
         ([Message(0, 1), Message(1, 1)], "a rank sends itself no message"),
         ([Message(0, 1), Message(0, 2)], "no such stage or peer; .*num_ranks=2"),
         ([Message(0, 1), Message(5, 0)], "no such stage or peer; stages=2"),
+        ([Message(0, 1, -1.0)], "seconds must be finite and not negative"),
+        ([Message(0, 1, float("nan"))], "seconds must be finite and not negative"),
     ],
 )
 def test_impossible_messages(messages, message):
@@ -163,6 +195,15 @@ def test_cells_may_be_aligned():
     assert Schedule.from_text(" 0F0 , 3B0\n1F0,2B0") == Schedule(
         ((Action(F, 0, 0), Action(B, 3, 0)), (Action(F, 1, 0), Action(B, 2, 0)))
     )
+
+
+def test_lines_that_begin_with_a_hash_are_comments():
+    text = "# zero_bubble, p=2\n0F0,3B0\n# rank 1\n1F0,2B0\n"
+    schedule = Schedule.from_text(text)
+    assert schedule == Schedule.from_text("0F0,3B0\n1F0,2B0\n")
+    assert Schedule.from_text("\n# no more\n") == Schedule(((),))
+    with pytest.raises(ScheduleError, match="^rank 1 step 1: "):
+        Schedule.from_text("# two ranks\n0F0\n1F0,#\n")
 
 
 @pytest.mark.parametrize("cell", ["1G1", ""])

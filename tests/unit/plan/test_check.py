@@ -10,7 +10,7 @@ from smp_tf.plan.check import Report, check
 from smp_tf.plan.comm import add_messages
 from smp_tf.plan.dry_run import dry_run, time_steps
 from smp_tf.plan.schedules import NAMES, build
-from tests.unit.plan.example_pipelines import random_pipeline, two_towers
+from tests.unit.plan.example_pipelines import random_pipeline_of_all_kinds, two_towers
 
 F, B = Kind.F, Kind.B
 CHAIN = Pipeline.chain(2)  # 0:F@0 1:F@1 2:B@1 3:B@0
@@ -34,15 +34,17 @@ def fails(text, pipeline=CHAIN, num_microbatches=2, active_microbatches=None):
 
 def test_report_of_a_good_schedule():
     assert check(Schedule.from_text(GOOD), CHAIN, 2, 2) == Report(
-        seconds=6.0, bubble=pytest.approx(1 / 3), peak_live=(2, 1), messages=4
-    )
+        seconds=6.0, bubble=pytest.approx(1 / 3), peak_live=(2, 1), messages=4,
+        peak_pieces=(2, 1), span=6.0,
+    )  # fmt: skip
 
 
 def test_report_without_messages():
     text = "0F0,0F1,3B0,3B1\n1F0,2B0,1F1,2B1\n"
     assert check(Schedule.from_text(text), CHAIN, 2) == Report(
-        seconds=6.0, bubble=pytest.approx(1 / 3), peak_live=(2, 1), messages=0
-    )
+        seconds=6.0, bubble=pytest.approx(1 / 3), peak_live=(2, 1), messages=0,
+        peak_pieces=(2, 1), span=6.0,
+    )  # fmt: skip
 
 
 def test_seconds_are_those_of_the_stages():
@@ -52,7 +54,7 @@ def test_seconds_are_those_of_the_stages():
 
 
 def test_nothing_to_do():
-    nothing = Report(seconds=0.0, bubble=0.0, peak_live=(0, 0), messages=0)
+    nothing = Report(0.0, 0.0, peak_live=(0, 0), messages=0, peak_pieces=(0, 0))
     assert check(Schedule(((), ())), Pipeline((), 2), 4) == nothing
     free = Pipeline((Stage(F, 0, (), 0.0),), 1)
     assert check(Schedule.from_text("0F0\n"), free, 1).bubble == 0.0
@@ -65,6 +67,34 @@ def test_time_steps_give_every_action_one():
     assert schedule.grid(steps).splitlines()[2].split()[2:6] == [
         ".", ".", "0RECV_F0<0", "1F0",
     ]  # fmt: skip
+
+
+def test_a_message_is_there_some_seconds_after_it_was_sent():
+    pipeline = Pipeline.chain(2, message_seconds=0.5)
+    bare = check(Schedule.from_text("0F0,0F1,3B0,3B1\n1F0,2B0,1F1,2B1\n"), pipeline, 2)
+    full = check(Schedule.from_text(GOOD), pipeline, 2)
+    # On rank 1: from 1.5 to 5.5; back on rank 0 from 6 to 7. The sender never waits.
+    assert (bare.seconds, full.seconds) == (7.0, 7.0)
+    ends = dry_run(Schedule.from_text(GOOD), pipeline, lambda action: 0.0)
+    assert ends[0][:4] == (0.0, 0.0, 0.0, 0.0)
+    assert ends[1][:2] == (0.5, 0.5)
+    assert time_steps(Schedule.from_text(GOOD), pipeline) == time_steps(
+        Schedule.from_text(GOOD), CHAIN
+    )
+
+
+def test_span_is_that_of_the_rank_that_takes_longest():
+    """Rank 1 works from step 1 to step 4, rank 0 from the start to step 6."""
+    forward = Pipeline.from_stages([Stage(F, 0), Stage(F, 1, (0,), 3.0)], 2)
+    report = check(Schedule.from_text("0F0,0F1\n1F0,1F1\n"), forward, 2)
+    assert (report.seconds, report.span) == (7.0, 6.0)
+
+
+def test_pieces_are_counted_one_by_one():
+    """Rank 0 has both pieces; one microbatch in flight may be there twice."""
+    pipeline = Pipeline.chain(1, ranks=(0, 0))
+    report = check(Schedule.from_text("0F0,1F0,0F1,2B0,1F1,2B1,3B0,3B1\n"), pipeline, 2)
+    assert (report.peak_live, report.peak_pieces) == ((2,), (3,))
 
 
 # Errors.
@@ -130,6 +160,64 @@ def test_too_many_microbatches_in_flight():
         "active_microbatches=1\nstep"
     )
     assert "[0F1]" in error
+
+
+SPLIT = Pipeline.chain(2, weight_seconds=1.0)  # 0:F@0 1:F@1 2:I@1 3:W@1 4:I@0 5:W@0
+
+GOOD_SPLIT = """\
+0F0,0SEND_F0>1,0F1,0SEND_F1>1,2RECV_B0<1,4I0,2RECV_B1<1,4I1,5W0,5W1
+0RECV_F0<0,1F0,2I0,2SEND_B0>0,0RECV_F1<0,1F1,2I1,2SEND_B1>0,3W0,3W1
+"""
+
+
+def test_split_backwards():
+    report = check(Schedule.from_text(GOOD_SPLIT), SPLIT, 2, 2)
+    assert (report.seconds, report.peak_live) == (8.0, (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("3W0,3W1", "3W0", "rank 1: 3W1 is missing\nstep"),
+        ("3W0,3W1", "3W1,3W0", "rank 1 step 8: 3W1 out of turn; a stage takes its "
+         "microbatches in ascending order, next=0\nstep"),
+        ("5W0,5W1", "5W0,5W0", "rank 0 step 9: 5W0 for the second time\nstep"),
+        ("5W0,5W1", "5W0,5I1", "rank 0 step 9: 5I1 does not belong here; stage 5 is W "
+         "of rank 0 and goes to ranks [], num_microbatches=2\nstep"),
+        ("5W0,5W1", "5W0,3W1", "rank 0 step 9: 3W1 does not belong here; stage 3 is W "
+         "of rank 1"),
+        ("4I0,2RECV_B1<1,4I1,5W0", "5W0,4I0,2RECV_B1<1,4I1", "rank 0 step 5: 5W0 takes "
+         "the outputs of 4I0, which has not run before it\nstep"),
+        ("1F0,2I0,2SEND_B0>0", "1F0,2SEND_B0>0,2I0", "rank 1 step 2: 2SEND_B0>0 takes "
+         "the outputs of 2I0, which has not run before it\nstep"),
+    ],
+)  # fmt: skip
+def test_one_thing_wrong_with_split_backwards(old, new, message):
+    assert GOOD_SPLIT.count(old) == 1
+    error = fails(GOOD_SPLIT.replace(old, new), SPLIT)
+    assert error.startswith(message)
+    assert ("[" in error.split("\n", 1)[1]) == ("missing" not in message)
+
+
+def test_a_pending_w_keeps_its_microbatch_in_flight():
+    error = fails(GOOD_SPLIT, SPLIT, active_microbatches=1)
+    assert error.startswith("rank 0 step 2: 0F1 is one microbatch in flight too many; ")
+    text = "0F0,4I0,5W0,0F1,4I1,5W1\n1F0,2I0,1F1,2I1,3W0,3W1\n"
+    error = fails(text, SPLIT, active_microbatches=1)
+    assert error == (
+        "rank 1 step 2: 1F1 is one microbatch in flight too many; in_flight=[0, 1], "
+        "active_microbatches=1\n"
+        "step      0    1      2    3    4    5\n"
+        "rank 0  0F0  4I0    5W0  0F1  4I1  5W1\n"
+        "rank 1  1F0  2I0  [1F1]  2I1  3W0  3W1"
+    )
+
+
+def test_a_holder_before_its_forward_is_a_deadlock():
+    """Stage 3 needs stage 0 only through rank 1, so that no rank alone sees it."""
+    stages = [Stage(F, 0), Stage(F, 1, (0,)), Stage(B, 1, (1,)), Stage(B, 0, (2,))]
+    error = fails("3B0,0F0\n1F0,2B0\n", Pipeline.from_stages(stages, 2), 1)
+    assert "deadlock" in error
 
 
 def test_two_ranks_that_wait_for_each_other():
@@ -210,8 +298,8 @@ def test_dry_run_gives_the_end_of_every_action():
 @pytest.mark.parametrize("seed", range(60))
 def test_a_missing_or_doubled_action_is_always_found(seed):
     draw = random.Random(seed)
-    pipeline = random_pipeline(seed)
-    schedule = add_messages(build("interleaved", pipeline, 3, 3), pipeline)
+    pipeline = random_pipeline_of_all_kinds(seed, NAMES[seed % 3])
+    schedule = add_messages(build(NAMES[seed % 3], pipeline, 3, 3), pipeline)
     ranks = [list(actions) for actions in schedule.ranks]
     rank = draw.choice([rank for rank, actions in enumerate(ranks) if actions])
     position = draw.randrange(len(ranks[rank]))
@@ -227,8 +315,8 @@ def test_a_missing_or_doubled_action_is_always_found(seed):
 def test_a_swap_is_harmless_or_found(seed):
     """After any swap of neighbours, the check agrees with a naive simulation."""
     draw = random.Random(seed)
-    pipeline = random_pipeline(seed)
-    schedule = add_messages(build("interleaved", pipeline, 3, 3), pipeline)
+    pipeline = random_pipeline_of_all_kinds(seed, NAMES[seed % 3])
+    schedule = add_messages(build(NAMES[seed % 3], pipeline, 3, 3), pipeline)
     ranks = [list(actions) for actions in schedule.ranks]
     long_enough = [rank for rank, actions in enumerate(ranks) if len(actions) > 1]
     for _ in range(5 if long_enough else 0):
@@ -272,6 +360,9 @@ def runs(ranks, pipeline):
                 if any((need, action.mb) not in have[rank] for need in needs):
                     return False
                 if turn[action.stage] != action.mb:
+                    return False
+                after = pipeline.stages[action.stage].after
+                if any(turn[other] < action.mb for other in after):
                     return False
                 turn[action.stage] += 1
                 have[rank].add(key)
