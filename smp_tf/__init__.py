@@ -77,13 +77,15 @@ _PUBLIC = {
     "smp_tf.report.plan_page": ("plan_page",),
     "smp_tf.report.profile_table": ("profile_table",),
     "smp_tf.runtime.planning": ("plan",),
+    "smp_tf.runtime.stats": ("last_step_stats",),
     "smp_tf.runtime.step": ("step",),
     "smp_tf.runtime.step_output": ("StepOutput",),
     "smp_tf.keras.model": ("DistributedModel",),
 }
+_MODULES = {"callbacks": "smp_tf.keras.callbacks"}  # public name -> module
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = sorted(_HOME)
+__all__ = sorted([*_HOME, *_MODULES])
 
 
 def _require_legacy_keras() -> None:
@@ -112,6 +114,8 @@ for _name in ("config", "plan"):
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     # Submodules stay reachable as attributes without being public names.
     try:
         return importlib.import_module(f"{__name__}.{name}")
@@ -137,6 +141,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
         TransportError,
     )
     from smp_tf.frontend.variables import delay_param_initialization  # noqa: F401
+    from smp_tf.keras import callbacks  # noqa: F401
     from smp_tf.keras.model import DistributedModel  # noqa: F401
     from smp_tf.runtime.placement import partition  # noqa: F401
+    from smp_tf.runtime.stats import last_step_stats  # noqa: F401
     from smp_tf.runtime.step import step  # noqa: F401

@@ -1,4 +1,8 @@
-"""``python -m smp_tf plan``: choose a configuration before anything is launched."""
+"""``python -m smp_tf``: what is done before and after a training.
+
+    plan        choose a configuration before anything is launched
+    timeline    a picture of when each rank computed and waited
+"""
 
 import argparse
 import functools
@@ -16,7 +20,10 @@ from smp_tf.plan.ranking import Candidate, ranked
 from smp_tf.report.explanation import explanation
 from smp_tf.report.plan_page import plan_page
 from smp_tf.report.ranking_table import ranking_table
-from smp_tf.runtime.planning import plan_all
+from smp_tf.report.timeline_folder import Folder, read_folder
+from smp_tf.report.timeline_merge import merged_text
+from smp_tf.report.timeline_page import timeline_page
+from smp_tf.report.timeline_plot import timeline_plot
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -69,6 +76,9 @@ def writable(text: str) -> Path:
 
 def plan(options: argparse.Namespace) -> int:
     """Rank all combinations; explain the best."""
+    # Loads TensorFlow, which other commands need not.
+    from smp_tf.runtime.planning import plan_all
+
     model_or_step, inputs = options.build(options.batch)
     forecast_all = functools.partial(
         plan_all,
@@ -127,9 +137,97 @@ def _with_schedule(
     return best.forecast if isinstance(found, smp.SmpError) else found
 
 
+def timeline(options: argparse.Namespace) -> int:
+    """Read the traces of a folder; write one file."""
+    output: Path = options.output
+    try:
+        if output.suffix not in _WRITERS:
+            known = ", ".join(_WRITERS)
+            raise smp.SmpError(f"cannot write {str(output)!r}: use one of {known}")
+        folder = read_folder(options.folder)
+        if folder.ignored:
+            names = ", ".join(path.name for path in folder.ignored)
+            print(f"timeline: of earlier jobs, left out: {names}", file=sys.stderr)
+        _WRITERS[output.suffix](folder, options)
+    except (smp.SmpError, OSError) as error:
+        print(f"timeline: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {output}")
+    return 0
+
+
+def _write_merged(folder: Folder, options: argparse.Namespace) -> None:
+    with options.output.open("w", encoding="utf-8") as file:
+        file.writelines(merged_text(folder))
+
+
+def _write_picture(folder: Folder, options: argparse.Namespace) -> None:
+    run = folder.choose(options.name, options.step, options.replica)
+    kind = options.output.suffix[1:]
+    if kind == "html":
+        picture = timeline_plot(run, "svg", with_title=False)
+        content = timeline_page(run, picture.decode()).encode()
+    else:
+        content = timeline_plot(run, kind)
+    options.output.write_bytes(content)
+    print(run.stats)
+    if len(folder.replicas) > 1 and options.replica == 0:
+        print(f"replica 0 of {len(folder.replicas)}; --replica chooses another")
+
+
+_WRITERS = {
+    ".png": _write_picture,
+    ".svg": _write_picture,
+    ".html": _write_picture,
+    ".json": _write_merged,
+}
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m smp_tf", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m smp_tf",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
+    _add_plan(commands)
+    _add_timeline(commands)
+    return parser.parse_args(arguments)
+
+
+def _add_timeline(commands: Any) -> None:
+    sub = commands.add_parser(
+        "timeline",
+        help="draw a recorded run over what was predicted of it",
+        description="Draw a run that `trace_dir` or smp.callbacks.TimelineCallback has"
+        " recorded over what was predicted of it, or merge the traces of all ranks.",
+    )
+    sub.add_argument("folder", type=Path, metavar="DIR", help="with the trace files")
+    sub.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="out.png",
+        help="png, svg or html: a picture; json: all ranks in one Chrome trace, for"
+        " https://ui.perfetto.dev",
+    )
+    sub.add_argument(
+        "--step",
+        type=int,
+        metavar="N",
+        help="which run of the step, from 0; the one with the median time if not said",
+    )
+    sub.add_argument(
+        "--name", metavar="STEP", help="which step, where several were recorded"
+    )
+    sub.add_argument(
+        "--replica", type=int, default=0, metavar="N", help="which mp_group, from 0"
+    )
+    sub.set_defaults(run=timeline)
+
+
+def _add_plan(commands: Any) -> None:
     sub = commands.add_parser(
         "plan",
         help="rank configurations of a model and explain the best",
@@ -159,7 +257,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="write the best as a page: the model by partition, memory, timeline",
     )
     sub.set_defaults(run=plan)
-    return parser.parse_args(arguments)
 
 
 def main() -> int:

@@ -47,6 +47,8 @@ class Config:
     partitions: int
     microbatches: int
     pipeline: str
+    virtual_stages: int
+    schedule_file: str | None
     active_microbatches: int
     optimize: str
     memory_weight: float
@@ -205,9 +207,20 @@ def _with_defaults(merged: Mapping[str, Any], world_size: int) -> Config:
     degree = values["tensor_parallel_degree"]
     # Where this does not divide, _check_together says so.
     values.setdefault("partitions", max(world_size // degree, 1))
-    values.setdefault("active_microbatches", values["partitions"] + 2)
+    values.setdefault("active_microbatches", _default_active(values))
     values.setdefault("memory_weight", 0.8 if values["optimize"] == "memory" else 0.2)
     return Config(**values)
+
+
+def _default_active(values: Mapping[str, Any]) -> int:
+    """Microbatches in flight that a schedule may need to be as fast as it can be."""
+    partitions: int = values["partitions"]
+    if values["pipeline"] == "simple":
+        return max(int(values["microbatches"]), partitions + 2)
+    if values["virtual_stages"] == 1:
+        return partitions + 2
+    # Megatron-LM's warm-up (arXiv 2104.04473, section 2.2) begins so many on rank 0.
+    return max(partitions + 2, 2 * partitions - 1)
 
 
 def _check_together(config: Config, world_size: int) -> None:
@@ -236,6 +249,30 @@ def _check_together(config: Config, world_size: int) -> None:
             f"partitions={config.partitions}; "
             f"use a number from 0 to {config.partitions - 1}"
         )
+    if config.virtual_stages > 1 and not config.auto_partition:
+        raise ConfigError(
+            "`virtual_stages`: only one of it and smp.partition can decide which "
+            f"pieces a rank has; virtual_stages={config.virtual_stages}, "
+            "auto_partition=False; leave virtual_stages at 1: a partition that the "
+            "contexts come back to has several pieces"
+        )
+    if (
+        config.pipeline == "simple"
+        and config.active_microbatches < config.microbatches
+    ):
+        raise ConfigError(
+            "`active_microbatches`: the simple schedule keeps all microbatches until "
+            "the last forward is done; "
+            f"active_microbatches={config.active_microbatches}, "
+            f"microbatches={config.microbatches}; "
+            'leave it out, or use pipeline="interleaved" or "zero_bubble"'
+        )
+    if config.pipeline == "auto" and config.schedule_file is not None:
+        raise ConfigError(
+            "`schedule_file`: only one of the file and the planner can decide; "
+            f'schedule_file={_show(config.schedule_file)}, pipeline="auto"; '
+            "set pipeline to the one that the file was made for"
+        )
     if config.partition_file is not None and not config.auto_partition:
         raise ConfigError(
             "`partition_file`: only one of the file and smp.partition can decide; "
@@ -253,11 +290,6 @@ def _check_available(config: Config) -> None:
                 f"`{key}`: {feature} is planned and not yet available; "
                 f"{key}={_show(value)}; leave it at {_show(built)}"
             )
-    if config.pipeline == "zero_bubble":
-        raise NotImplementedError(
-            "`pipeline`: the zero_bubble schedule is planned and not yet available; "
-            'pipeline="zero_bubble"; use "interleaved" or "simple"'
-        )
 
 
 def _show(value: object) -> str:

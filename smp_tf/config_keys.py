@@ -22,6 +22,8 @@ DEFAULTS: dict[str, Any] = {
     # values.
     "microbatches": 1,
     "pipeline": "interleaved",
+    "virtual_stages": 1,
+    "schedule_file": None,
     "optimize": "memory",
     "memory_limit_bytes": None,
     "partition_file": None,
@@ -50,7 +52,6 @@ LATER: dict[str, tuple[object, str]] = {
     "offload_activations": (False, "offloading of activations"),
     "activation_loading_horizon": (4, "offloading of activations"),
     "check_inputs": (False, "comparison of the inputs of all ranks"),
-    "trace_dir": (None, "execution timelines"),
 }
 
 
@@ -132,7 +133,9 @@ def _path_or_none() -> Rule:
 RULES: dict[str, Rule] = {
     "partitions": _integer(1),
     "microbatches": _integer(1),
-    "pipeline": _word("interleaved", "simple", "zero_bubble"),
+    "pipeline": _word("interleaved", "simple", "zero_bubble", "auto"),
+    "virtual_stages": _integer(1),
+    "schedule_file": _path_or_none(),
     "active_microbatches": _integer(1),
     "optimize": _word("memory", "speed"),
     "memory_weight": _number("a number from 0.0 to 1.0", lambda x: 0 <= x <= 1),

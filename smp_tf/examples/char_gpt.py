@@ -126,7 +126,9 @@ def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
 def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--microbatches", type=int, default=4)
-    parser.add_argument("--pipeline", default="interleaved", help="or simple")
+    parser.add_argument(
+        "--pipeline", default="interleaved", help="simple, zero_bubble or auto"
+    )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=32, help="windows per step")
     parser.add_argument("--length", type=int, default=64, help="bytes per window")

@@ -85,7 +85,9 @@ def accuracy(
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--microbatches", type=int, default=4)
-    parser.add_argument("--pipeline", default="interleaved", help="or simple")
+    parser.add_argument(
+        "--pipeline", default="interleaved", help="simple, zero_bubble or auto"
+    )
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch", type=int, default=48, help="images per step")
     return parser.parse_args()

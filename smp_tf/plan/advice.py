@@ -34,8 +34,8 @@ def advise_on_atoms(
         if load > limit:
             why, remedy = _why_it_is_one(graph, roles, atoms, i)
             found.append(
-                f"one atom is too large to balance the model over"
-                f" partitions={num_partitions}: it has"
+                "one atom is too large to balance the model over"
+                f" {problem.parts}: it has"
                 f" {cost.memory_bytes / memory:.0%} of the bytes and"
                 f" {cost.seconds / seconds:.0%} of the compute, so one rank carries"
                 f" {load * num_partitions:.1f} times an even share;"

@@ -16,6 +16,11 @@ from smp_tf.plan.roles import Roles
 FLOPS_PER_SECOND = 5e10
 BYTES_PER_SECOND = 5e9
 
+# A message between two processes of a host, from benchmarks/send_recv.py and a receiver
+# that has to wake up; between hosts it takes longer.
+MESSAGE_SECONDS = 1.5e-4
+MESSAGE_BYTES_PER_SECOND = 3e9
+
 OPTIMIZER_SLOTS = 2
 """Slots per trainable weight: Adam's. A step does not say which optimizer follows."""
 
@@ -73,6 +78,16 @@ class Cost:
         return Cost(*(a + b for a, b in zip(mine, theirs, strict=True)))
 
 
+def is_product(node: Node) -> bool:
+    """Whether a node multiplies matrices, convolves or loops: what takes the time."""
+    return (
+        bool(node.bodies)
+        or node.op in _MATMULS
+        or node.op in _CONVOLUTIONS
+        or any(each in node.op for each in ("BackpropInput", "BackpropFilter"))
+    )
+
+
 def node_flops(graph: Graph, node: Node) -> int:
     """Floating point operations of a node; else one per output element. Those of a
     loop are its body's times its rounds, those of a condition its longest branch's.
@@ -119,6 +134,11 @@ def node_seconds(graph: Graph, node: Node) -> float:
     moved = sum(spec.num_bytes for spec in node.outputs)
     moved += sum(graph.spec(tensor).num_bytes for tensor in node.inputs)
     return max(node_flops(graph, node) / FLOPS_PER_SECOND, moved / BYTES_PER_SECOND)
+
+
+def message_seconds(num_bytes: int) -> float:
+    """Estimated time from a tensor's end on one rank to its start on another."""
+    return MESSAGE_SECONDS + num_bytes / MESSAGE_BYTES_PER_SECOND
 
 
 def _inner(body: Graph) -> Iterator[Node]:

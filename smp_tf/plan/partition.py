@@ -224,7 +224,7 @@ def _require_enough_atoms(problem: Problem) -> None:
     if problem.num_partitions > problem.num_atoms:
         raise PartitionError(
             "each partition needs at least one atom:"
-            f" partitions={problem.num_partitions} atoms={problem.num_atoms}; use fewer"
+            f" {problem.parts} atoms={problem.num_atoms}; use fewer"
             " partitions, or give the model more layers (operations that share a"
             " variable, and one call of a layer, cannot be torn apart)"
         )
@@ -235,7 +235,7 @@ def _over_limit(problem: Problem, contiguous: bool) -> PartitionError:
     return PartitionError(
         "no rank may need more than memory_limit_bytes:"
         f" memory_limit_bytes={problem.memory_limit}"
-        f" partitions={problem.num_partitions}; the smallest that can be kept is"
+        f" {problem.parts}; the smallest that can be kept is"
         f" {smallest}; use more partitions, smaller or fewer active microbatches, or a"
         " larger limit"
     )

@@ -10,18 +10,17 @@ and variables.
 """
 
 import collections
-import contextlib
 import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from smp_tf.config import Config
 from smp_tf.errors import ConfigError, PartitionError
 from smp_tf.plan.atoms import Atom, Atoms
 from smp_tf.plan.graph import Graph, short_hash
+from smp_tf.plan.text_file import read_text, replace_text
 
 _FORMAT, _VERSION = "smp_tf partition", 1
 _KEYS = ("format", "version", "partitions", "fingerprint", "atoms")
@@ -318,21 +317,10 @@ def partition_file_of(config: Config) -> PartitionFile | None:
     """
     if config.partition_file is None:
         return None
-    source = repr(config.partition_file)
-    try:
-        text = Path(config.partition_file).expanduser().read_text(encoding="utf-8")
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _wrong(source, f"cannot be read: {error}", _AGAIN) from None
-    return parse_partition(text, config.partitions, source)
+    text = read_text("partition_file", config.partition_file, _AGAIN)
+    return parse_partition(text, config.partitions, repr(config.partition_file))
 
 
 def save_partition(path: str | os.PathLike[str], saved: PartitionFile) -> None:
     """Write it all, or leave what was there."""
-    target = Path(path).expanduser()
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(saved.to_text(), encoding="utf-8")
-        os.replace(unfinished, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            unfinished.unlink()
+    replace_text(path, saved.to_text())

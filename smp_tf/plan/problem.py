@@ -6,7 +6,8 @@
     cut bytes           each flow, once for each other rank that reads it
 
 The load of the fullest rank comes first, then the bytes cut, then the number of
-messages. 1F1B keeps p - i microbatches on rank i of p (Megatron-LM, arXiv 2104.04473,
+messages. With virtual stages a "rank" is one of the pieces that the ranks have several
+of. 1F1B keeps p - i microbatches on rank i of p (Megatron-LM, arXiv 2104.04473,
 section 2.2.1), so the same layers need more memory on an early rank than on a late one.
 """
 
@@ -52,6 +53,7 @@ class Problem:
         in_flight: microbatches whose activations each partition keeps.
         memory_weight: 0 balances seconds only, 1 bytes only.
         memory_limit: bytes that no rank may exceed, None for no limit.
+        virtual_stages: pieces of each rank; in_flight has one entry for each piece.
     """
 
     static_bytes: tuple[int, ...]
@@ -62,6 +64,7 @@ class Problem:
     in_flight: tuple[int, ...]
     memory_weight: float
     memory_limit: int | None = None
+    virtual_stages: int = 1
 
     @property
     def num_atoms(self) -> int:
@@ -70,6 +73,14 @@ class Problem:
     @property
     def num_partitions(self) -> int:
         return len(self.in_flight)
+
+    @property
+    def parts(self) -> str:
+        """What it is to be spread over, for errors and advice."""
+        if self.virtual_stages == 1:
+            return f"partitions={self.num_partitions}"
+        ranks = self.num_partitions // self.virtual_stages
+        return f"partitions={ranks} virtual_stages={self.virtual_stages}"
 
     @functools.cached_property
     def all_memory(self) -> float:
@@ -155,14 +166,22 @@ def pose(
         edges=_edges(graph, roles, atoms),
         in_flight=_in_flight(config),
         memory_weight=config.memory_weight,
+        virtual_stages=config.virtual_stages,
     )
 
 
 def _in_flight(config: Config) -> tuple[int, ...]:
+    """Microbatches that each piece keeps, by the textbook; see ``Problem``."""
+    pieces = config.partitions * config.virtual_stages
     if config.pipeline == "simple":
-        return (config.microbatches,) * config.partitions
+        return (config.microbatches,) * pieces
     most = min(config.microbatches, config.active_microbatches)
-    return tuple(min(most, config.partitions - i) for i in range(config.partitions))
+    if config.pipeline == "zero_bubble":
+        return (most,) * pieces
+    # One more for every round of all ranks that is still to come.
+    return tuple(
+        min(most, -(-(pieces - i) // config.virtual_stages)) for i in range(pieces)
+    )
 
 
 def _flows(graph: Graph, roles: Roles, atoms: Atoms) -> tuple[Flow, ...]:

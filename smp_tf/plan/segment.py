@@ -9,7 +9,8 @@ that is not below its inputs' and that belongs to its partition.
 Nodes of one level form a segment. Whatever the assignment of nodes to partitions,
 levels never decrease along an edge, so the segments cannot wait for each other in a
 circle; a partition that is visited twice (a layer used twice, tied embeddings) simply
-has two segments. A plain chain on n partitions gives exactly 2n.
+has two segments. A plain chain on n partitions gives exactly 2n. A backward level may
+be split in two: see ``weight_gradients``.
 """
 
 import dataclasses
@@ -18,9 +19,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from smp_tf.errors import PartitionError
 from smp_tf.plan.atoms import Atoms
+from smp_tf.plan.cost import message_seconds
 from smp_tf.plan.graph import Graph, Node, TensorSpec, node_of
 from smp_tf.plan.pipeline import Kind, Message, Pipeline, Stage
 from smp_tf.plan.roles import Roles
+from smp_tf.plan.weight_gradients import Instance, Placed, find_deferrable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Segment:
     """One function of one rank.
 
     Attributes:
-        kind: Kind.F or Kind.B.
+        kind: F, B, or the two parts of a B: I and W.
         partition: pp_rank that runs it.
         nodes: to import, in topological order, copies of free nodes and of reads
         included.
@@ -88,14 +91,20 @@ class SegmentPlan:
 
     def pipeline(self) -> Pipeline:
         """What a schedule needs to know of it."""
-        messages = sorted({(cut.stage, cut.peer) for cut in self.cuts})
+        sizes: dict[tuple[int, int], int] = {}
+        for cut in self.cuts:
+            key = cut.stage, cut.peer
+            sizes[key] = sizes.get(key, 0) + cut.spec.num_bytes
         return Pipeline(
             stages=tuple(
                 Stage(s.kind, s.partition, s.needs, s.seconds, s.after)
                 for s in self.segments
             ),
             num_ranks=self.num_partitions,
-            messages=tuple(Message(stage, peer) for stage, peer in messages),
+            messages=tuple(
+                Message(stage, peer, message_seconds(size))
+                for (stage, peer), size in sorted(sizes.items())
+            ),
         )
 
 
@@ -106,22 +115,24 @@ def split_segments(
     partition_of_atom: Sequence[int],
     num_partitions: int,
     seconds: Mapping[str, float],
+    split_backward: bool = False,
 ) -> SegmentPlan:
     """Cut a step.
 
     Args:
         partition_of_atom: one entry per atom.
         seconds: estimated time of a node, for scheduling.
+        split_backward: a backward level becomes a segment I, for which other ranks
+            wait, and a segment W with the rest, where it has both.
 
     Raises:
         PartitionError: a tensor that cannot be sent would have to cross ranks.
     """
     splitter = _Splitter(graph, roles, atoms, partition_of_atom, num_partitions)
     splitter.place_instances()
+    if split_backward:
+        splitter.defer_weight_gradients()
     return splitter.plan(seconds)
-
-
-_Instance = tuple[str, int]  # node name, partition
 
 
 class _Splitter:
@@ -143,8 +154,9 @@ class _Splitter:
             index: partition_of_atom[atom]
             for index, atom in atoms.atom_of_variable.items()
         }
-        self.level: dict[_Instance, int] = {}
+        self.level: dict[Instance, int] = {}
         self.backward_base = 0
+        self.deferred: frozenset[Instance] = frozenset()
 
     # --- where each node runs
 
@@ -185,7 +197,7 @@ class _Splitter:
             return True
         return name in self.roles.variable_of_read and self.home[name] == partition
 
-    def source(self, name: str, partition: int) -> _Instance:
+    def source(self, name: str, partition: int) -> Instance:
         """Where ``partition`` gets the outputs of node ``name`` from."""
         here = (name, partition)
         return here if here in self.level else (name, self.home[name])
@@ -225,14 +237,34 @@ class _Splitter:
         position = self.n - 1 - partition if is_backward else partition
         return lowest + (position - (lowest - base)) % self.n
 
+    def defer_weight_gradients(self) -> None:
+        """Take out of each backward level what nobody waits for."""
+
+        def source(name: str, partition: int) -> Instance | None:
+            is_copied = self.is_copied(name, partition)
+            return None if is_copied else self.source(name, partition)
+
+        self.deferred = find_deferrable(
+            Placed(
+                self.graph,
+                self.level,
+                self.backward_base,
+                self.partitions_of,
+                source,
+                self.wanted,
+            )
+        )
+
     # --- segments and cuts
 
     def plan(self, seconds: Mapping[str, float]) -> SegmentPlan:
-        levels = sorted(set(self.level.values()))
-        stage_of_level = {level: stage for stage, level in enumerate(levels)}
-        stage = {
-            instance: stage_of_level[level] for instance, level in self.level.items()
+        part_of = {
+            instance: (level, instance in self.deferred)
+            for instance, level in self.level.items()
         }
+        levels = sorted(set(part_of.values()))
+        stage_of_part = {part: stage for stage, part in enumerate(levels)}
+        stage = {instance: stage_of_part[part] for instance, part in part_of.items()}
         members: list[list[Node]] = [[] for _ in levels]
         partition_of_stage = [0] * len(levels)
         for node in self.graph.nodes:
@@ -285,7 +317,7 @@ class _Splitter:
                 nodes,
                 inputs[index],
                 outputs[index],
-                levels[index] >= self.backward_base,
+                self._kind(*levels[index]),
                 sum(seconds.get(node.name, 0.0) for node in nodes),
             )
             for index, nodes in enumerate(members)
@@ -301,6 +333,17 @@ class _Splitter:
             returns,
         )
 
+    @functools.cached_property
+    def split_levels(self) -> frozenset[int]:
+        return frozenset(self.level[instance] for instance in self.deferred)
+
+    def _kind(self, level: int, is_deferred: bool) -> Kind:
+        if level < self.backward_base:
+            return Kind.F
+        if level not in self.split_levels:
+            return Kind.B
+        return Kind.W if is_deferred else Kind.I
+
     def _segment(
         self,
         stage: int,
@@ -308,7 +351,7 @@ class _Splitter:
         nodes: Sequence[Node],
         inputs: Mapping[str, int],
         outputs: Mapping[str, None],
-        is_backward: bool,
+        kind: Kind,
         seconds: float,
     ) -> Segment:
         arguments = {node_of(tensor): tensor for tensor in self.graph.arguments}
@@ -325,7 +368,7 @@ class _Splitter:
         imported = (own | copied) - set(arguments) - captures
         return Segment(
             stage=stage,
-            kind=Kind.B if is_backward else Kind.F,
+            kind=kind,
             partition=partition,
             nodes=tuple(n.name for n in self.graph.nodes if n.name in imported),
             arguments=tuple(t for name, t in arguments.items() if name in copied),

@@ -11,7 +11,7 @@ from smp_tf.report.markup import sized
 def explanation(plan: StepPlan) -> str:
     """One line for each border between partitions; empty when there is none."""
     names, lines = atom_names(plan), []
-    for border in borders(plan.problem, plan.partition_of_atom):
+    for border in borders(plan.problem, plan.piece_of_atom):
         if _is_pinned(plan, border):
             last, first = (
                 names[move.atoms[-1]] for move in (border.last, border.first)
@@ -23,7 +23,15 @@ def explanation(plan: StepPlan) -> str:
             for move in (border.last, border.first)
         ]
         lines.append(f"{_span(border)}: {'; '.join(each)}")
-    return "\n".join(["why there", *lines]) if lines else ""
+    return "\n".join([f"why there{pieces(plan)}", *lines]) if lines else ""
+
+
+def pieces(plan: StepPlan) -> str:
+    """Where the pieces are that a border lies between, if they are not the ranks."""
+    if plan.problem.virtual_stages == 1:
+        return ""
+    ranks = [str(rank) for _, rank in sorted(plan.rank_of_piece.items())]
+    return f" (pieces of the model; they are on ranks {' '.join(ranks)})"
 
 
 def sentences(plan: StepPlan, border: Border) -> list[tuple[str, str]]:
@@ -53,7 +61,7 @@ def sentences(plan: StepPlan, border: Border) -> list[tuple[str, str]]:
 def notes(plan: StepPlan) -> Mapping[int, str]:
     """Atom -> sentence, for the atoms beside a border."""
     found: dict[int, list[str]] = {}
-    for border in borders(plan.problem, plan.partition_of_atom):
+    for border in borders(plan.problem, plan.piece_of_atom):
         if not _is_pinned(plan, border):
             for move in (border.last, border.first):
                 atom = move.atoms[0]

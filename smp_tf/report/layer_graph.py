@@ -100,18 +100,18 @@ def _forward_tensors(plan: StepPlan) -> list[tuple[tuple[int, int], str, int]]:
 
 
 def _box(plan: StepPlan, names: Sequence[str], atoms: tuple[int, ...]) -> Box:
-    problem, partition = plan.problem, plan.partition_of_atom[atoms[0]]
+    problem, piece = plan.problem, plan.piece_of_atom[atoms[0]]
     layers = [layer for i in atoms for layer in plan.atoms.atoms[i].layers]
     return Box(
         name=(
             names[atoms[0]] if len(atoms) == 1 else _together([names[i] for i in atoms])
         ),
         atoms=atoms,
-        partition=partition,
+        partition=plan.partition_of_atom[atoms[0]],
         layers=tuple(dict.fromkeys(layers)),
         memory=sum(
             problem.static_bytes[i]
-            + problem.in_flight[partition] * problem.activation_bytes[i]
+            + problem.in_flight[piece] * problem.activation_bytes[i]
             for i in atoms
         ),
         seconds=sum(plan.costs[i].seconds for i in atoms),

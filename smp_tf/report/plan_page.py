@@ -5,12 +5,13 @@ One file, without scripts and without anything from the network.
 
 from collections.abc import Sequence
 
+from smp_tf.plan.cost import message_seconds
 from smp_tf.plan.explain import Border, borders
 from smp_tf.plan.forecast import Forecast, ScheduleForecast
 from smp_tf.plan.ranking import Candidate
 from smp_tf.plan.segment import Cut
 from smp_tf.plan.step_plan import StepPlan
-from smp_tf.report.explanation import notes, sentences
+from smp_tf.report.explanation import notes, pieces, sentences
 from smp_tf.report.layer_picture import layer_picture
 from smp_tf.report.markup import sized, tag, text, timed
 from smp_tf.report.memory_bars import memory_bars
@@ -137,7 +138,7 @@ def _fact(name: str, value: str, remark: str, kind: str = "") -> str:
 def _reasons(plan: StepPlan) -> str:
     found = [
         _border(plan, border)
-        for border in borders(plan.problem, plan.partition_of_atom)
+        for border in borders(plan.problem, plan.piece_of_atom)
     ]
     if not found:
         return ""
@@ -147,21 +148,21 @@ def _reasons(plan: StepPlan) -> str:
         "Why the borders are where they are",
         "The fullest rank is to be as light as possible, then few bytes are to cross."
         f" Load is {weight:.0%} memory and {1 - weight:.0%} compute; an even share"
-        " is 1.",
+        f" is 1{pieces(plan)}.",
         tag("div", *found, class_="borders"),
     )
 
 
 def _border(plan: StepPlan, border: Border) -> str:
-    left, right = border.left, border.left + 1
+    left, right = (plan.rank_of_piece[border.left + i] for i in (0, 1))
     there, back = (
         sum(c.spec.num_bytes for c in plan.segments.cuts if (c.source, c.peer) == way)
         for way in ((left, right), (right, left))
     )
     title = (
-        tag("b", f"{left}", class_=f"p{left}")
+        tag("b", f"{border.left}", class_=f"p{left}")
         + " | "
-        + tag("b", f"{right}", class_=f"p{right}")
+        + tag("b", f"{border.left + 1}", class_=f"p{right}")
         + tag("span", f" · {sized(there)} → and ← {sized(back)} a microbatch")
     )
     reasons = [
@@ -169,7 +170,11 @@ def _border(plan: StepPlan, border: Border) -> str:
         for what, why in sentences(plan, border)
     ]
     return tag(
-        "div", tag("h3", title), tag("ul", *reasons), class_="border", data_left=left
+        "div",
+        tag("h3", title),
+        tag("ul", *reasons),
+        class_="border",
+        data_left=border.left,
     )
 
 
@@ -187,7 +192,8 @@ def _timeline(plan: StepPlan) -> str:
         f" {plan.report.bubble:.1%} bubble"
     )
     introduction = (
-        f"Schedule {plan.pipeline}; messages take no time here. {_origin(plan)}"
+        f"Schedule {plan.pipeline}; between ranks a message takes an estimated"
+        f" {timed(message_seconds(0))} and its bytes. {_origin(plan)}"
     )
     return _section(
         "timeline",

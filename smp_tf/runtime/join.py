@@ -5,6 +5,7 @@ hello     job id, configuration and cores of every rank, over the launcher's sto
 compare   configurations; a difference fails on every rank, with the same text
 threads   divide the cores of the host between its ranks
 address   open the transport, exchange addresses, connect, start
+clock     ranks that booted apart from rank 0 ask it for the time
 """
 
 import collections
@@ -13,6 +14,7 @@ import json
 import logging
 import os
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,10 @@ from smp_tf.config import (
     threads_requested,
 )
 from smp_tf.errors import ConfigError, TransportError
-from smp_tf.plan.partition_file import PartitionFile, partition_file_of
+from smp_tf.plan.given import Given, given_by
 from smp_tf.runtime.failure import Guard
 from smp_tf.runtime.log import show_by_default
+from smp_tf.runtime.timeline_clock import Clock, align, clock_name
 from smp_tf.topology import Topology
 from smp_tf.transport.engine import Engine
 from smp_tf.transport.messages import Messages
@@ -45,8 +48,11 @@ class Session:
 
     Attributes:
         engine, guard: None in a world of one.
-        partition_file: a saved partition that steps follow, None without one.
+        given: files that steps follow.
         json_log: file for events as JSON, None if nobody asked, and off rank 0.
+        name: random, for files; the same on all ranks, and no secret.
+        started: when rank 0 began, in seconds since 1970.
+        clock: what the clock of rank 0 shows more than this rank's.
     """
 
     config: Config
@@ -55,8 +61,11 @@ class Session:
     messages: Messages
     engine: Engine | None = None
     guard: Guard | None = None
-    partition_file: PartitionFile | None = None
+    given: Given = Given()
     json_log: Path | None = None
+    name: str = ""
+    started: float = 0.0
+    clock: Clock = Clock()
 
     @property
     def rank(self) -> int:
@@ -79,7 +88,7 @@ def join(argument: Mapping[str, Any] | None, epoch: int) -> Session:
             tp_size=config.tensor_parallel_degree,
             placement=config.placement_strategy,
         )
-        given = partition_file_of(config)
+        given = given_by(config)
         log = json_log() if started.rank == 0 else None
     except Exception as error:
         if started.size > 1:
@@ -90,7 +99,14 @@ def join(argument: Mapping[str, Any] | None, epoch: int) -> Session:
     if started.size == 1:
         alone = Messages(None, topology, started.rank, "", config.timeout_s)
         return Session(
-            config, started, topology, alone, partition_file=given, json_log=log
+            config,
+            started,
+            topology,
+            alone,
+            given=given,
+            json_log=log,
+            name=secrets.token_hex(4),
+            started=time.time(),
         )
     rendezvous = _rendezvous(started, epoch, config.timeout_s)
     try:
@@ -110,13 +126,16 @@ def _join_others(
     launch: Launch,
     topology: Topology,
     rendezvous: Rendezvous,
-    given: PartitionFile | None,
+    given: Given,
 ) -> Session:
     hello = {
         "job": secrets.token_hex(16) if launch.rank == 0 else None,
         "config": _comparable(config, given),
         "host": launch.hostname,
         "cores": sorted(os.sched_getaffinity(0)),
+        "clock": clock_name(),
+        "name": secrets.token_hex(4),
+        "time": time.time(),
     }
     values = rendezvous.exchange("hello", json.dumps(hello, default=str).encode())
     hellos = [json.loads(value) for value in values]
@@ -141,12 +160,13 @@ def _join_others(
             if peer != launch.rank:
                 engine.connect(peer, theirs)
         engine.start()
+        messages = Messages(engine, topology, launch.rank, job_id, config.timeout_s)
+        clock = align(messages, launch.rank, [hello["clock"] for hello in hellos])
     except BaseException:
         engine.close(0.0)
         raise
     guard = Guard(engine, launch.rank, config.timeout_s)
     guard.install()
-    messages = Messages(engine, topology, launch.rank, job_id, config.timeout_s)
     if launch.rank == 0:
         hosts = len({hello["host"] for hello in hellos})
         logger.info(
@@ -160,15 +180,23 @@ def _join_others(
             config.microbatches,
             config.pipeline,
         )
-    return Session(config, launch, topology, messages, engine, guard, given)
+    return Session(
+        config,
+        launch,
+        topology,
+        messages,
+        engine,
+        guard,
+        given,
+        name=hellos[0]["name"],
+        started=hellos[0]["time"],
+        clock=clock,
+    )
 
 
-def _comparable(config: Config, given: PartitionFile | None) -> dict[str, Any]:
+def _comparable(config: Config, given: Given) -> dict[str, Any]:
     """A configuration as ranks compare it: of a file, its content and not its path."""
-    values = dataclasses.asdict(config)
-    if given is not None:
-        values["partition_file"] = f"content {given.digest()}"
-    return values
+    return {**dataclasses.asdict(config), **given.contents()}
 
 
 def compare_configs(configs: Sequence[Mapping[str, Any]]) -> None:

@@ -1,7 +1,8 @@
 """``smp.plan``: what a partition would be like, in one process and before a launch."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -13,7 +14,7 @@ from smp_tf.frontend.optimizers import slots_of
 from smp_tf.frontend.trace import StepTrace
 from smp_tf.plan import schedules
 from smp_tf.plan.forecast import Forecast, forecast
-from smp_tf.plan.partition_file import PartitionFile, partition_file_of
+from smp_tf.plan.given import given_by
 from smp_tf.plan.plan_step import plan_step
 from smp_tf.plan.profile import Profile
 from smp_tf.plan.step_plan import StepPlan
@@ -101,7 +102,6 @@ def plan_all(
             try:
                 wanted = {**config, "partitions": ranks, "microbatches": count}
                 resolved = resolve(wanted, ranks)
-                given = partition_file_of(resolved)
                 read = traced.read(arguments, {}, resolved)
                 if trace is None:
                     traced_now = traced.trace(resolved, read)
@@ -109,12 +109,30 @@ def plan_all(
                     if resolved.profile and profile is None:
                         profile = measure(traced_now, read, count)
                     trace = traced_now
-                names = dict.fromkeys((resolved.pipeline, *schedules.NAMES))
-                each = [
-                    _try(trace, resolved, name, slots, given, profile, over_limit)
-                    for name in names
+                planned = functools.partial(
+                    plan_step,
+                    trace.graph,
+                    owner={},
+                    partition_of_layer={},
+                    optimizer_slots=slots,
+                    profile=profile,
+                    name=traced.__name__,
+                )
+                given = given_by(resolved)
+                first = _try(
+                    functools.partial(planned, given=given), resolved, over_limit
+                )
+                ours = getattr(first, "pipeline", resolved.pipeline)
+                others = [
+                    dataclasses.replace(resolved, pipeline=name)
+                    for name in schedules.NAMES
+                    if name != ours
                 ]
-                found.append(forecast(each, read.num_examples(count)))
+                # A saved schedule is one of the configured kind.
+                given = dataclasses.replace(given, schedule=None)
+                again = functools.partial(planned, given=given)
+                each = [_try(again, other, over_limit) for other in others]
+                found.append(forecast([first, *each], read.num_examples(count)))
             except SmpError as error:
                 found.append(error)
     return found
@@ -164,20 +182,13 @@ def _training_step(model: Any) -> Any:
 
 
 def _try(
-    trace: StepTrace,
-    config: Config,
-    pipeline: str,
-    slots: float,
-    given: PartitionFile | None,
-    profile: Profile | None,
-    over_limit: bool,
+    planned: Callable[..., StepPlan], config: Config, over_limit: bool
 ) -> StepPlan | PartitionError:
-    """Planned with this schedule, which may be one that cannot run the step."""
-    chosen = dataclasses.replace(config, pipeline=pipeline)
+    """Planned with a schedule, which may be one that cannot run the step."""
     try:
-        return plan_step(trace.graph, chosen, {}, {}, slots, given, profile)
+        return planned(config=config)
     except PartitionError as error:
         if not over_limit or config.memory_limit_bytes is None:
             return error
     free = dataclasses.replace(config, memory_limit_bytes=None, memory_weight=1.0)
-    return _try(trace, free, pipeline, slots, given, profile, over_limit)
+    return _try(planned, free, over_limit)

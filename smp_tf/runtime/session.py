@@ -11,6 +11,7 @@ from typing import Any
 
 from smp_tf.config import Config
 from smp_tf.errors import NotInitializedError, SmpError
+from smp_tf.runtime import timeline
 from smp_tf.runtime.join import Session, join
 from smp_tf.transport.messages import CommGroup as CommGroup
 from smp_tf.transport.messages import RankType as RankType
@@ -64,6 +65,7 @@ def init(config: Mapping[str, Any] | None = None) -> None:
 
         self_test.run()
     _session = join(config, next(_epochs))
+    timeline.begin(_session)
 
 
 def shutdown() -> None:
@@ -73,6 +75,7 @@ def shutdown() -> None:
     """
     global _session
     session, _session = _session, None
+    timeline.end()
     if session is not None and session.guard is not None:
         session.guard.leave()
 

@@ -20,7 +20,7 @@ from smp_tf.plan.plan_step import plan_step
 from smp_tf.plan.program import lower_program, num_channels
 from smp_tf.plan.step_plan import StepPlan
 from smp_tf.plan.sums import group_sums
-from smp_tf.runtime import placement, session
+from smp_tf.runtime import placement, session, timeline_steps
 from smp_tf.runtime.agree import require_same_graph
 from smp_tf.runtime.arguments import Arguments, SplitRules, read_arguments
 from smp_tf.runtime.emit import EmitInputs, Emitted, emit
@@ -244,8 +244,9 @@ class Step:
             current.config,
             {i: known.owner[h] for i, h in enumerate(handles) if h in known.owner},
             known.partition_of_layer,
-            given=current.partition_file,
+            given=current.given,
             profile=profile,
+            name=self.__name__,
         )
         if session.rank() == 0:
             if is_first and plan.num_partitions > 1:
@@ -258,7 +259,7 @@ class Step:
             plan.partition_of_layer,
             profile,
         )
-        pp_rank = session.pp_rank()
+        pp_rank, number = session.pp_rank(), timeline_steps.new_number()
         variables.place(trace.variables, decided.owner, pp_rank)
         placement.place(trace.models, decided)
         emitted = emit_rank(
@@ -269,7 +270,9 @@ class Step:
             pp_rank,
             session.get_pp_group(),
             first_channel,
+            number,
         )
+        timeline_steps.add(number, self.__name__, plan, pp_rank)
         results = Results(trace.returns, emitted, decided.owner, pp_rank)
         return _Built(plan, emitted.function, results)
 
@@ -282,6 +285,7 @@ def emit_rank(
     pp_rank: int,
     peers: Sequence[int],
     first_channel: int,
+    number: int = 0,
 ) -> Emitted:
     """Write what ``pp_rank`` does in a step; any process can, for any pp_rank.
 
@@ -289,6 +293,7 @@ def emit_rank(
         owner: id of a variable's handle -> partition.
         peers: pp_rank -> world rank.
         first_channel: channel numbers below are taken by other steps.
+        number: what the timeline calls the program.
     """
     program = lower_program(
         plan.segments, plan.schedule, pp_rank, plan.num_microbatches, first_channel
@@ -312,6 +317,7 @@ def emit_rank(
             values=arguments.value_specs,
             sum_groups=group_sums(trace.graph, plan.segments, pp_rank, mine, sums),
             peers=tuple(peers),
+            number=number,
         )
     )
 

@@ -59,6 +59,8 @@ def test_defaults():
         "partitions": 4,
         "microbatches": 1,
         "pipeline": "interleaved",
+        "virtual_stages": 1,
+        "schedule_file": None,
         "active_microbatches": 6,
         "optimize": "memory",
         "memory_weight": 0.8,
@@ -88,6 +90,21 @@ def test_defaults_follow_other_keys():
     assert (config.memory_weight, config.timeout_s) == (1.0, 5.0)
     assert isinstance(config.memory_weight, float)
     assert isinstance(config.timeout_s, float)
+
+
+@pytest.mark.parametrize(
+    ("given", "active"),
+    [
+        ({"partitions": 4}, 6),
+        ({"partitions": 4, "pipeline": "simple"}, 6),
+        ({"partitions": 4, "pipeline": "simple", "microbatches": 32}, 32),
+        ({"partitions": 4, "pipeline": "zero_bubble", "microbatches": 32}, 6),
+        ({"partitions": 8, "virtual_stages": 2}, 15),
+        ({"partitions": 2, "virtual_stages": 2}, 4),
+    ],
+)
+def test_microbatches_in_flight_follow_the_schedule(given, active):
+    assert resolve(given, 8).active_microbatches == active
 
 
 def test_config_is_frozen():
@@ -208,6 +225,7 @@ def test_aliases(alias, key, value, other):
 INTEGERS = (
     "partitions",
     "microbatches",
+    "virtual_stages",
     "active_microbatches",
     "tensor_parallel_degree",
     "activation_loading_horizon",
@@ -278,7 +296,7 @@ def test_partition_file_is_a_path_as_text():
     ("key", "value", "message"),
     [
         ("pipeline", "interleave", 'did you mean "interleaved"?'),
-        ("pipeline", "1f1b", 'one of "interleaved", "simple", "zero_bubble"; '),
+        ("pipeline", "1f1b", 'one of "interleaved", "simple", "zero_bubble", "auto"'),
         ("pipeline", None, "pipeline=None of type NoneType"),
         ("optimize", "Speed", 'did you mean "speed"?'),
         ("placement_strategy", "DPP", '"cluster", "spread", "DPT", "DTP", "PDT", '),
@@ -341,6 +359,22 @@ def test_a_file_and_a_hand_cannot_both_place():
     error = fails({**manual, "partition_file": "p.json"})
     assert error.startswith("`partition_file`: only one of the file and smp.partition")
     assert "partition_file='p.json', auto_partition=False; leave one" in error
+    error = fails({**manual, "virtual_stages": 2})
+    assert "virtual_stages=2, auto_partition=False; leave virtual_stages at 1" in error
+
+
+def test_a_file_and_the_planner_cannot_both_schedule():
+    error = fails({"schedule_file": "s.csv", "pipeline": "auto"})
+    assert error.startswith("`schedule_file`: only one of the file and the planner")
+    assert "schedule_file='s.csv'" in error
+
+
+def test_simple_keeps_all_microbatches():
+    given = {"pipeline": "simple", "microbatches": 8, "active_microbatches": 4}
+    error = fails(given)
+    assert "active_microbatches=4, microbatches=8; leave it out" in error
+    resolve({**given, "active_microbatches": 8}, 2)
+    resolve({**given, "pipeline": "zero_bubble", "active_microbatches": 1}, 2)
 
 
 # What is planned.
@@ -357,9 +391,6 @@ def test_a_file_and_a_hand_cannot_both_place():
         ("offload_activations", True),
         ("activation_loading_horizon", 5),
         ("check_inputs", True),
-        ("trace_dir", "/tmp/trace"),
-        ("trace_dir", Path("/tmp/trace")),
-        ("pipeline", "zero_bubble"),
     ],
 )
 def test_planned_keys_say_so(key, value):
@@ -371,7 +402,7 @@ def test_planned_keys_say_so(key, value):
 
 
 def test_planned_keys_accept_their_defaults():
-    planned = {"xla": False, "trace_dir": None, "activation_loading_horizon": 4}
+    planned = {"xla": False, "activation_loading_horizon": 4}
     assert resolve(planned, 2) == resolve(None, 2)
 
 

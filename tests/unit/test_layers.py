@@ -32,7 +32,7 @@ USERS = {"__main__", "examples"}
 PARTITIONING = {
     *("graph", "roles", "atoms", "cost", "problem", "segment"),
     *("orders", "stretches", "downsets", "packing", "refine", "partition"),
-    *("partition_file", "profile"),
+    *("partition_file", "profile", "weight_gradients"),
 }
 SCHEDULING = {"action", "schedules", "comm", "dry_run", "check"}
 

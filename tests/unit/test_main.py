@@ -31,7 +31,10 @@ def test_combinations_are_ranked_and_the_best_explained(capsys, monkeypatch):
     assert code == 0
     rows = ranking(lines)
     assert sorted((p, m, name) for p, m, name, *_ in rows) == sorted(
-        (p, m, name) for p in "12" for m in "24" for name in ("interleaved", "simple")
+        (p, m, name)
+        for p in "12"
+        for m in "24"
+        for name in ("interleaved", "simple", "zero_bubble")
     )
     steps = [float(row[3]) for row in rows]
     assert steps[0] == 1.0 and steps == sorted(steps)
@@ -138,5 +141,5 @@ def test_a_script_beside_the_caller(tmp_path):
 def test_seconds_can_be_measured(capsys, monkeypatch):
     options = "--partitions 2 --microbatches 2 --batch 4 --profile".split()
     code, lines, _ = run(capsys, monkeypatch, EXAMPLE, *options)
-    assert code == 0 and len(ranking(lines)) == 2
+    assert code == 0 and len(ranking(lines)) == 3
     assert any("measured" in line for line in lines)

@@ -276,10 +276,21 @@ class Analysed:
             layer: i for i, atom in enumerate(self.atoms.atoms) for layer in atom.layers
         }
 
-    def cut(self, partition_of_atom: Sequence[int], num_partitions=None) -> SegmentPlan:
+    def cut(
+        self,
+        partition_of_atom: Sequence[int],
+        num_partitions=None,
+        split_backward=False,
+    ) -> SegmentPlan:
         num_partitions = num_partitions or max(partition_of_atom) + 1
         return split_segments(
-            self.graph, self.roles, self.atoms, partition_of_atom, num_partitions, {}
+            self.graph,
+            self.roles,
+            self.atoms,
+            partition_of_atom,
+            num_partitions,
+            {},
+            split_backward,
         )
 
 

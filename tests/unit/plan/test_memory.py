@@ -18,6 +18,8 @@ from tests.unit.plan.example_graphs import (
     used_twice,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_messages")
+
 ACTIVATION = 4 * ROWS[1] * (ROWS[0] or 1)
 WEIGHT = 4 * SQUARE[0] * SQUARE[1]
 

@@ -7,6 +7,7 @@ import pytest
 
 from smp_tf.config import resolve
 from smp_tf.errors import ConfigError, PartitionError
+from smp_tf.plan.given import Given
 from smp_tf.plan.partition_file import parse_partition, partition_file_of
 from smp_tf.plan.plan_step import plan_step
 from tests.unit.plan.example_graphs import chain, residual, tied
@@ -15,7 +16,7 @@ from tests.unit.plan.example_graphs import chain, residual, tied
 def plan(graph, given=None, owner=None, layers=None, **config):
     partitions = config.setdefault("partitions", 2)
     config = resolve({"microbatches": 4, **config}, partitions)
-    return plan_step(graph, config, owner or {}, layers or {}, given=given)
+    return plan_step(graph, config, owner or {}, layers or {}, given=Given(given))
 
 
 def saved(found, tmp_path):

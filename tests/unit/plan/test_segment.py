@@ -160,19 +160,20 @@ def test_partitions_may_be_empty():
     assert plan.pipeline().num_ranks == 4
 
 
-def any_cut(seed):
+def any_cut(seed, split_backward=False):
     """(step, plan) of a random model under a random assignment."""
     chance = random.Random(seed)
     step = analyse(random_step(seed))
     partitions = chance.randint(1, 4)
     chosen = [chance.randrange(partitions) for _ in step.atoms.atoms]
-    return step, step.cut(chosen, partitions)
+    return step, step.cut(chosen, partitions, split_backward)
 
 
+@pytest.mark.parametrize("split_backward", [False, True])
 @pytest.mark.parametrize("seed", range(60))
-def test_any_assignment_can_be_cut(seed):
+def test_any_assignment_can_be_cut(seed, split_backward):
     """Segments wait only for earlier ones, and have all that their nodes read."""
-    step, plan = any_cut(seed)
+    step, plan = any_cut(seed, split_backward)
     place = {}
     for segment in plan.segments:
         nodes = set(segment.nodes)

@@ -24,6 +24,7 @@ def plan(graph, owner=None, layers=None, **config):
     return plan_step(graph, resolve(config, partitions), owner or {}, layers or {})
 
 
+@pytest.mark.usefixtures("quick_messages")
 @pytest.mark.parametrize("pipeline", ["interleaved", "simple"])
 @pytest.mark.parametrize("partitions", [1, 2, 3, 4])
 def test_a_stack_is_balanced_cut_and_scheduled(partitions, pipeline):

@@ -84,15 +84,40 @@ def test_figures_add_up() -> None:
     assert sum(each.weights for each in found.memory) == weights
     assert found.bytes_per_step == 8 * sum(c.spec.num_bytes for c in found.cuts)
     assert {(c.source, c.peer) for c in found.cuts} >= {(0, 1), (1, 2), (2, 1), (1, 0)}
-    configured, other = found.schedules
-    assert (configured.pipeline, other.pipeline) == ("interleaved", "simple")
+    names = [each.pipeline for each in found.schedules]
+    assert names == ["interleaved", "simple", "zero_bubble"]
+    configured, other, _ = found.schedules
     assert configured.worst_bytes < other.worst_bytes  # fewer microbatches in flight
     assert 0 < configured.bubble < 1 and configured.seconds > 0
     worst = max(each.total for each in found.memory)
     assert found.fits(worst) and not found.fits(worst - 1)
     assert [s.pipeline for s in forecast(pipeline="simple").schedules] == [
-        "simple", "interleaved",
+        "simple", "interleaved", "zero_bubble",
     ]  # fmt: skip
+
+
+def test_auto_is_the_fastest_that_fits() -> None:
+    every = forecast(Stack(), microbatches=8, active_microbatches=3)
+    fastest = min(every.schedules, key=lambda each: each.seconds)
+    found = forecast(Stack(), microbatches=8, active_microbatches=3, pipeline="auto")
+    assert found.schedules[0].seconds <= 1.01 * fastest.seconds
+    assert found.plan.pipeline == found.schedules[0].pipeline == "zero_bubble"
+    assert len({each.pipeline for each in found.schedules}) == len(found.schedules)
+    least = min(each.worst_bytes for each in every.schedules)
+    tight = forecast(
+        Stack(), microbatches=8, pipeline="auto", memory_limit_bytes=least
+    )
+    assert tight.fits(least)
+    with pytest.raises(smp.PartitionError, match="memory_limit_bytes=1000 "):
+        forecast(microbatches=8, pipeline="auto", memory_limit_bytes=1000)
+
+
+def test_virtual_stages_need_atoms() -> None:
+    found = forecast(partitions=2, virtual_stages=2, microbatches=4)
+    visits = [s.partition for s in found.plan.segments.segments]
+    assert visits == [0, 1, 0, 1, 1, 0, 1, 0]
+    with pytest.raises(smp.PartitionError, match="partitions=2 virtual_stages=40 "):
+        forecast(partitions=2, virtual_stages=40)
 
 
 def test_cut_tensors_are_values() -> None:
@@ -225,7 +250,9 @@ def test_a_saved_partition_is_used_again(tmp_path: Path) -> None:
     again = forecast(partitions=3, microbatches=8, partition_file=path)
     assert again.plan.graph.fingerprint() != first.plan.graph.fingerprint()
     assert again.plan.partition_of_layer["stack/dense_3"] == moved
-    assert [s.pipeline for s in again.schedules] == ["interleaved", "simple"]
+    assert [s.pipeline for s in again.schedules] == [
+        "interleaved", "simple", "zero_bubble",
+    ]  # fmt: skip
     with pytest.raises(smp.ConfigError, match="`partitions` must be 2, as in the conf"):
         forecast(partitions=2, partition_file=path)
     with pytest.raises(smp.ConfigError, match="only one of the file and smp.partition"):
