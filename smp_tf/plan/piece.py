@@ -1,5 +1,8 @@
 """Cut a segment that returns much into pieces that run one after the other.
 
+A backward begins with what other ranks wait for (see ``weight_gradients``), and that
+leaves before the rest runs.
+
 A function that is not inlined publishes its outputs when all of it is done: the
 gradients of a whole partition exist beside their running sums, which is twice the
 weights. A piece returns its gradients as soon as it has made them, and they are added
@@ -33,7 +36,9 @@ def split_segment(
     total = sum(gradient_bytes.get(tensor, 0) for tensor in segment.outputs)
     limit = max(PIECE_BYTES if limit is None else limit, total // MAX_PIECES)
     if total < 2 * limit:
-        return [segment]
+        if not segment.late:
+            return [segment]
+        limit = total + 1
     number = _number_nodes(graph, segment, gradient_bytes, limit)
     if any(node_of(tensor) not in number for tensor in segment.outputs):
         return [segment]
@@ -59,8 +64,10 @@ def _number_nodes(
         returned[name] = returned.get(name, 0) + gradient_bytes.get(tensor, 0)
     number: dict[str, int] = {}
     current = filled = 0
-    for name in segment.nodes:
-        if filled >= limit:
+    late = set(segment.late)
+    first = [name for name in segment.nodes if name not in late]
+    for name in (*first, *segment.late):
+        if filled >= limit or (late and name == segment.late[0]):
             current, filled = current + 1, 0
         number[name] = current
         filled += returned.get(name, 0)

@@ -90,7 +90,9 @@ class Message:
     The peer runs a stage that needs them, or returns them to the caller.
 
     Attributes:
-        seconds: estimated time on the way; no part of what tells messages apart.
+        seconds: estimated time from the end of the stage to the arrival; negative where
+            the outputs leave before the stage ends. No part of what tells messages
+            apart.
     """
 
     stage: int
@@ -171,9 +173,11 @@ class Pipeline:
                 )
             if message.peer == self.stages[message.stage].rank:
                 raise ScheduleError(f"{message}: a rank sends itself no message")
-            if not 0.0 <= message.seconds < math.inf:
+            if not -self.stages[message.stage].seconds <= message.seconds < math.inf:
                 raise ScheduleError(
-                    f"{message}: seconds must be finite and not negative"
+                    f"{message}: seconds must be finite, and a message cannot arrive "
+                    "before its stage begins; "
+                    f"seconds of the stage={self.stages[message.stage].seconds}"
                 )
             if message in seen:
                 raise ScheduleError(f"{message}: listed twice")

@@ -42,6 +42,9 @@ class Segment:
         needs: stages that make ``inputs``, or write a variable before it.
         after: stages of the same rank whose previous microbatch must be done before
             (see ``state_order``).
+        late: nodes of a whole backward that nobody waits for; they run last, when what
+            others wait for has left.
+        late_seconds: estimated time of these.
     """
 
     stage: int
@@ -55,6 +58,8 @@ class Segment:
     needs: tuple[int, ...]
     seconds: float
     after: tuple[int, ...] = ()
+    late: tuple[str, ...] = ()
+    late_seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +107,15 @@ class SegmentPlan:
             ),
             num_ranks=self.num_partitions,
             messages=tuple(
-                Message(stage, peer, message_seconds(size))
+                Message(stage, peer, self._seconds_to_arrival(stage, size))
                 for (stage, peer), size in sorted(sizes.items())
             ),
         )
+
+    def _seconds_to_arrival(self, stage: int, size: int) -> float:
+        segment = self.segments[stage]
+        left = message_seconds(size) - segment.late_seconds
+        return max(left, -segment.seconds)
 
 
 def split_segments(
@@ -130,9 +140,8 @@ def split_segments(
     """
     splitter = _Splitter(graph, roles, atoms, partition_of_atom, num_partitions)
     splitter.place_instances()
-    if split_backward:
-        splitter.defer_weight_gradients()
-    return splitter.plan(seconds)
+    splitter.defer_weight_gradients()
+    return splitter.plan(seconds, split_backward)
 
 
 class _Splitter:
@@ -257,9 +266,9 @@ class _Splitter:
 
     # --- segments and cuts
 
-    def plan(self, seconds: Mapping[str, float]) -> SegmentPlan:
+    def plan(self, seconds: Mapping[str, float], split_backward: bool) -> SegmentPlan:
         part_of = {
-            instance: (level, instance in self.deferred)
+            instance: (level, split_backward and instance in self.deferred)
             for instance, level in self.level.items()
         }
         levels = sorted(set(part_of.values()))
@@ -317,8 +326,8 @@ class _Splitter:
                 nodes,
                 inputs[index],
                 outputs[index],
-                self._kind(*levels[index]),
-                sum(seconds.get(node.name, 0.0) for node in nodes),
+                self._kind(*levels[index], split_backward),
+                seconds,
             )
             for index, nodes in enumerate(members)
         )
@@ -337,10 +346,10 @@ class _Splitter:
     def split_levels(self) -> frozenset[int]:
         return frozenset(self.level[instance] for instance in self.deferred)
 
-    def _kind(self, level: int, is_deferred: bool) -> Kind:
+    def _kind(self, level: int, is_deferred: bool, split_backward: bool) -> Kind:
         if level < self.backward_base:
             return Kind.F
-        if level not in self.split_levels:
+        if not split_backward or level not in self.split_levels:
             return Kind.B
         return Kind.W if is_deferred else Kind.I
 
@@ -352,7 +361,7 @@ class _Splitter:
         inputs: Mapping[str, int],
         outputs: Mapping[str, None],
         kind: Kind,
-        seconds: float,
+        seconds: Mapping[str, float],
     ) -> Segment:
         arguments = {node_of(tensor): tensor for tensor in self.graph.arguments}
         captures = set(self.graph.captures)
@@ -366,6 +375,11 @@ class _Splitter:
             copied.add(name)
             stack += map(node_of, self.graph.by_name[name].inputs)
         imported = (own | copied) - set(arguments) - captures
+        late: tuple[str, ...] = ()
+        if kind is Kind.B:
+            late = tuple(
+                n.name for n in nodes if (n.name, partition) in self.deferred
+            )
         return Segment(
             stage=stage,
             kind=kind,
@@ -376,5 +390,7 @@ class _Splitter:
             inputs=tuple(inputs),
             outputs=tuple(outputs),
             needs=tuple(sorted(set(inputs.values()))),
-            seconds=seconds,
+            seconds=sum(seconds.get(node.name, 0.0) for node in nodes),
+            late=late,
+            late_seconds=sum(seconds.get(name, 0.0) for name in late),
         )

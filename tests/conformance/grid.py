@@ -13,11 +13,11 @@ from tests.conformance.table import Row, idle_partitions, stages_of
 
 # partitions -> (microbatches, schedule); batches are multiples of 8.
 GRIDS: dict[int, list[tuple[int, str]]] = {
-    2: [(2, "interleaved"), (4, "simple")],
+    2: [(2, "interleaved"), (4, "zero_bubble")],
     3: [(4, "simple")],
     4: [(8, "interleaved")],
 }
-REAL_GRIDS = {2: [(2, "interleaved")], 3: [(4, "interleaved")], 4: [(2, "simple")]}
+REAL_GRIDS = {2: [(2, "interleaved")], 3: [(4, "zero_bubble")], 4: [(2, "simple")]}
 LIMIT_SECONDS = 560  # of one launch; a few times what it takes
 
 

@@ -21,6 +21,7 @@ BATCH = 8
 STEPS_TRAINED = 10
 GRID = [
     *itertools.product((1, 2, 4, 8), ("interleaved", "simple"), ("tape",)),
+    *itertools.product((2, 8), ("zero_bubble",), ("tape",)),
     (4, "interleaved", "legacy"),
 ]
 

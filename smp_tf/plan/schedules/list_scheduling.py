@@ -5,7 +5,7 @@ the actions whose needs are there, the one that the policy prefers among those t
 the policy allows; if there is none, it waits. The order that comes out needs no
 clock any more: it is the schedule.
 
-What a stage makes is there at once for its own rank, and after `Message.seconds` for
+What a stage makes is there at its end for its own rank, and `Message.seconds` later for
 another. The sender does not wait.
 
 Why a policy cannot get stuck that only holds forward stages back, within `Limits`: a
@@ -171,9 +171,9 @@ class _Run:
         self.last_end[rank] = now
         asked.add(rank)
         for peer, seconds, sent in self._sends[place]:
-            if seconds:
+            if seconds > 0:
                 heapq.heappush(self._under_way, (now + seconds, sent))
-            else:
+            elif seconds == 0:
                 self.progress.done[sent] += 1
                 asked.add(peer)
 
@@ -194,7 +194,11 @@ class _Run:
             progress.start(stage)
             self.order[rank].append(stage)
             self._free[rank] = False
-            heapq.heappush(self._under_way, (now + self._seconds[stage], stage))
+            end = now + self._seconds[stage]
+            heapq.heappush(self._under_way, (end, stage))
+            for _, seconds, sent in self._sends[stage]:
+                if seconds < 0:  # leaves while the stage still runs
+                    heapq.heappush(self._under_way, (max(end + seconds, now), sent))
             live = progress.newest[rank] - progress.oldest[rank]
             self.peak_live[rank] = max(self.peak_live[rank], live)
             self.peak_pieces[rank] = max(self.peak_pieces[rank], progress.pieces[rank])

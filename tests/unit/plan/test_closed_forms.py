@@ -13,6 +13,8 @@ is divided by the whole time. Times are whole numbers, so that nothing is rounde
 the last quotient, and `==` means equal.
 """
 
+import dataclasses
+
 import pytest
 
 from smp_tf.plan.check import check
@@ -129,3 +131,27 @@ def test_zero_bubble_with_a_thousand_microbatches_on_64_ranks():
     found = report("zero_bubble", Pipeline.chain(64, 1.0, 1.0, 1.0), 1024, 64)
     assert found.bubble == 63 / (3 * 1024 + 63)
     assert max(found.peak_live) == 64
+
+
+# Gradients that leave before the rest of their backward.
+
+
+@pytest.mark.parametrize("name", ["interleaved", "simple"])
+@pytest.mark.parametrize("p", [2, 3, 4, 8])
+@pytest.mark.parametrize("m", [1, 2, 3, 7, 16, 64])
+def test_a_backward_that_sends_first_shortens_the_way_back(name, p, m):
+    """A backward of 2 sends after 1: every hop back costs 1 and not 2, with the memory
+    that it had. The time is m (F + B) + (p - 1) (F + B - W)."""
+    chain = Pipeline.chain(p, 1.0, 2.0)
+    early = dataclasses.replace(
+        chain,
+        messages=tuple(
+            dataclasses.replace(
+                each, seconds=-1.0 * chain.stages[each.stage].kind.is_backward
+            )
+            for each in chain.messages
+        ),
+    )
+    report = check(build(name, early, m, p), early, m)
+    assert report.seconds == 3 * m + 2 * (p - 1)
+    assert report.peak_live == check(build(name, chain, m, p), chain, m).peak_live

@@ -6,6 +6,7 @@ import pytest
 
 from smp_tf.config import resolve
 from smp_tf.plan.memory import memory_by_rank
+from smp_tf.plan.piece import split_segment
 from smp_tf.plan.plan_step import plan_step
 from tests.unit.plan.example_graphs import (
     ROWS,
@@ -125,24 +126,23 @@ def test_1f1b_holds_fewer_the_later_the_rank():
 
 def intervals(found, rank):
     """The peak of what crosses from one function of a rank to another, each tensor
-    from its first to its last function, and if it is received from one function
+    from its first to its last function, and if it is received from one action
     earlier: the same by other means."""
     graph, stages = found.graph, found.segments.segments
     seen: dict[tuple[str, int], list[int]] = {}
+    begun = 0  # when the last action began
     calls = 0
     for action in found.schedule.ranks[rank]:
-        segment = stages[action.stage]
-        tensors, time = (*segment.inputs, *segment.outputs), calls
-        if action.kind.is_send:
-            continue
         if action.kind.is_recv:
-            cuts, time = found.segments.cuts, max(calls - 1, 0)
-            tensors = [
-                c.tensor for c in cuts if (c.stage, c.peer) == (action.stage, rank)
-            ]
-        for tensor in tensors:
-            seen.setdefault((tensor, action.mb), []).append(time)
-        calls += action.kind.is_compute
+            for cut in found.segments.cuts:
+                if (cut.stage, cut.peer) == (action.stage, rank):
+                    seen.setdefault((cut.tensor, action.mb), []).append(begun)
+        elif action.kind.is_compute:
+            begun = calls
+            for piece in split_segment(graph, stages[action.stage], {}):
+                for tensor in (*piece.inputs, *piece.outputs):
+                    seen.setdefault((tensor, action.mb), []).append(calls)
+                calls += 1
     kept = set(graph.returns) - set(graph.gradient_of)
     until = {key: calls if key[0] in kept else times[-1] for key, times in seen.items()}
     batch = sum(graph.spec(tensor).num_bytes for tensor in graph.arguments)

@@ -85,3 +85,32 @@ def test_little_is_left_whole(monkeypatch):
     assert len(split_segment(step.graph, backward, sizes, total // 2)) == 2
     monkeypatch.setattr(piece, "MAX_PIECES", 4)
     assert len(split_segment(step.graph, backward, sizes, 1)) == 4
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_a_backward_begins_with_what_others_wait_for(n):
+    step = analyse(chain(2 * n))
+    plan = step.cut([i // 2 for i in range(2 * n)])
+    gradients = {cut.tensor for cut in plan.cuts if cut.stage >= n}
+    assert len(gradients) == n - 1
+    for segment in plan.segments:
+        first, *rest = split_segment(step.graph, segment, gradients_of(step.graph))
+        check_pieces(step.graph, segment, [first, *rest])
+        sent = gradients & set(segment.outputs)
+        assert len(rest) == len(sent)
+        if sent:
+            assert sent < set(first.outputs)
+            assert any("dw" in tensor for tensor in rest[0].outputs)
+            assert not any("dw" in name for name in first.nodes)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_sent_is_not_in_a_late_piece(seed):
+    step = analyse(random_step(seed))
+    plan = step.cut([i % 3 for i in range(len(step.atoms.atoms))], 3)
+    for segment in plan.segments:
+        pieces = split_segment(step.graph, segment, gradients_of(step.graph))
+        check_pieces(step.graph, segment, pieces)
+        sent = {cut.tensor for cut in plan.cuts if cut.stage == segment.stage}
+        for late in pieces[1:]:
+            assert not sent & set(late.outputs)
