@@ -50,6 +50,9 @@ bench: setup
 	@$(BIN)/python benchmarks/memory.py
 	@$(BIN)/python benchmarks/plan_vs_measured.py
 	@$(BIN)/python benchmarks/partition_quality.py
+	@$(BIN)/python benchmarks/pipeline_speedup.py
+	@$(BIN)/python benchmarks/live_memory.py
+	@$(BIN)/python benchmarks/link_delay.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache smp_tf/transport/*.so

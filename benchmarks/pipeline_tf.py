@@ -150,7 +150,7 @@ class Rank(Player):
             "speedup": sum(work) * num_microbatches / plan.report.seconds,
             "activations": max(each.activations for each in memory_by_rank(plan)),
             "table": smp.partition_table(plan),
-            "schedule": str(plan.schedule),
+            "schedule": plan.schedule.to_text(),
             "stages": [
                 (s.kind.value, s.rank, s.seconds)
                 for s in plan.segments.pipeline().stages
