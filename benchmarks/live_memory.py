@@ -5,8 +5,10 @@
 A stack of transformer blocks on two ranks, each pinned to one core, every launch with
 another schedule or number of microbatches of the same size. Of each rank: the most
 microbatches in flight (the checker's figure), what the plan says of its activations,
-and resident memory at its peak less that after building the step. `interleaved` keeps
-p, p - 1, .. microbatches on rank 0, 1, .. of p, however many there are.
+and resident memory at its peak less that after building the step, once with sequences
+of 256 and once of 8: what the second takes is the graph of M microbatches, and the rest
+of the first is what they keep. `interleaved` keeps p, p - 1, .. microbatches on rank 0,
+1, .. of p, however many there are.
 
 The last line: the worst rank's growth from the first M to the last one, and that with
 `simple` from the first M to four times as many, for comparison.
@@ -29,14 +31,16 @@ RANKS = 2
 MICROBATCHES = (8, 32, 128)
 COMPARED = (("simple", 8), ("simple", 32), ("zero_bubble", 8), ("zero_bubble", 128))
 BLOCKS, DIM, LENGTH, ROWS = 6, 128, 256, 8  # ROWS in each microbatch
+SHORT = 8  # in place of LENGTH, to see what else takes memory
+COLUMNS = (("live", 1), ("planned", MB), ("measured", MB), ("graph", MB), ("kept", MB))
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def launch(pipeline: str, microbatches: int) -> list[dict[str, Any]]:
+def launch(pipeline: str, microbatches: int, length: int) -> list[dict[str, Any]]:
     """What every rank reports of one launch."""
     command = [str(Path(sys.executable).parent / "horovodrun"), "-np", str(RANKS)]
     command += [sys.executable, str(Path(__file__).resolve())]
-    command += ["--rank", pipeline, str(microbatches)]
+    command += ["--rank", pipeline, str(microbatches), str(length)]
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         command,
@@ -61,7 +65,7 @@ def resident(name: str) -> int:
     raise LookupError(name)
 
 
-def run_rank(pipeline: str, microbatches: int) -> None:
+def run_rank(pipeline: str, microbatches: int, length: int) -> None:
     cores = sorted(os.sched_getaffinity(0))
     core = cores[int(os.environ["HOROVOD_LOCAL_RANK"]) % len(cores)]
     os.sched_setaffinity(0, {core})
@@ -89,7 +93,7 @@ def run_rank(pipeline: str, microbatches: int) -> None:
 
     @smp.step
     def forward_backward(rows: Any) -> Any:
-        inputs = tf.random.stateless_normal([ROWS, LENGTH, DIM], [1, 2]) + rows
+        inputs = tf.random.stateless_normal([ROWS, length, DIM], [1, 2]) + rows
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(model(inputs)))
         return tape.gradient(loss, model.trainable_variables), loss
@@ -119,21 +123,25 @@ def run_rank(pipeline: str, microbatches: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rank", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--rank", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank:
-        run_rank(options.rank[0], int(options.rank[1]))
+        run_rank(options.rank[0], *map(int, options.rank[1:]))
         return
     print(host.describe())
     print(f"{RANKS} ranks, {ROWS} x {LENGTH} x {DIM} in a microbatch, {BLOCKS} blocks")
-    print(f"{'schedule':>12} {'M':>4} {'in flight':>10}  planned MB  measured MB")
+    names = "planned MB     peak MB    graph MB     kept MB"
+    print(f"{'schedule':>12} {'M':>4}   in flight  {names}")
     measured: dict[tuple[str, int], list[int]] = {}
     for pipeline, count in (*(("interleaved", m) for m in MICROBATCHES), *COMPARED):
-        ranks = launch(pipeline, count)
-        measured[pipeline, count] = [each["measured"] for each in ranks]
+        ranks = launch(pipeline, count, LENGTH)
+        for rank, short in zip(ranks, launch(pipeline, count, SHORT), strict=True):
+            rank["graph"] = short["measured"]
+            rank["kept"] = rank["measured"] - short["measured"]
+        measured[pipeline, count] = [each["kept"] for each in ranks]
         cells = [
             " ".join(f"{each[key] / unit:5.0f}" for each in ranks)
-            for key, unit in (("live", 1), ("planned", MB), ("measured", MB))
+            for key, unit in COLUMNS
         ]
         print(f"{pipeline:>12} {count:>4} " + "  ".join(cells), flush=True)
 
