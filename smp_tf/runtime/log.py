@@ -39,7 +39,8 @@ def show_by_default() -> None:
 def tell_partition(step: str, plan: StepPlan, json_log: Path | None) -> None:
     """A model has been partitioned."""
     if logger.isEnabledFor(logging.INFO):
-        logger.info("partition of step=%s\n%s", step, partition_table(plan))
+        table = partition_table(plan)
+        logger.info("partition of step=%s schedule=%s\n%s", step, plan.pipeline, table)
     if json_log is None:
         return
     now = datetime.datetime.now(datetime.timezone.utc)

@@ -15,6 +15,7 @@ import smp_tf as smp
 from smp_tf.examples import char_gpt
 from smp_tf.plan.dry_run import dry_run
 from smp_tf.plan.pipeline import Kind
+from smp_tf.plan.schedules import NAMES
 from smp_tf.report.markup import sized, timed
 from tests.browser.chromium import contrast, measure, needs_chromium, overlap, width
 from tests.unit.report.example_pages import hostile_names, skipping
@@ -235,7 +236,7 @@ def test_the_header_says_what_matters(seen, forecast):
     headings = [heading["text"] for heading in seen["headings"]]
     assert len(headings) == 6 and len(seen["borders"]) == PARTITIONS - 1
     assert all("stays on partition" in each["text"] for each in seen["reasons"][:2])
-    assert len(seen["ranking"]) == 2  # interleaved and simple
+    assert len(seen["ranking"]) == len(NAMES)
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
