@@ -42,7 +42,8 @@ def test_it_is_a_table_and_a_line_of_json(
     texts = [record.getMessage() for record in caplog.records]
     table = smp.partition_table(plan())
     assert texts == [
-        f"partition of step={name} schedule=interleaved\n{table}" for name in ("train", "other")
+        f"partition of step={name} schedule=interleaved\n{table}"
+        for name in ("train", "other")
     ]
     earlier, line = path.read_text().splitlines()
     event = json.loads(line)
