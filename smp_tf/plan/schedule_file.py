@@ -86,9 +86,8 @@ def parse_schedule(text: str, source: str) -> ScheduleFile:
         key, separator, value = line.removeprefix("#").partition(":")
         if line.startswith("#") and separator and key.strip() in _KEYS:
             facts.append((key.strip(), value.strip()))
-    rows = [line for line in text.splitlines() if not line.startswith("#")]
     try:
-        schedule = Schedule.from_text("\n".join(rows))
+        schedule = Schedule.from_text(text)
     except ScheduleError as error:
         raise ConfigError(
             f"`schedule_file`: {error}; schedule_file={source}"

@@ -15,7 +15,7 @@ _TICK = 110.0
 
 
 def timeline_picture(plan: StepPlan) -> str:
-    """The plan's own schedule; messages take no time in it."""
+    """The plan's own schedule; messages take what they are estimated to."""
     pipeline = plan.segments.pipeline()
 
     def duration(action: Action) -> float:

@@ -1,14 +1,15 @@
 """``smp.plan``: what a partition would be like, in one process and before a launch."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from smp_tf.config import Config, resolve
-from smp_tf.errors import PartitionError, SmpError
+from smp_tf.errors import ConfigError, PartitionError, SmpError
 from smp_tf.frontend.hooks import initial_values
 from smp_tf.frontend.optimizers import slots_of
 from smp_tf.frontend.trace import StepTrace
@@ -123,15 +124,13 @@ def plan_all(
                     functools.partial(planned, given=given), resolved, over_limit
                 )
                 ours = getattr(first, "pipeline", resolved.pipeline)
-                others = [
-                    dataclasses.replace(resolved, pipeline=name)
-                    for name in schedules.NAMES
-                    if name != ours
-                ]
                 # A saved schedule is one of the configured kind.
                 given = dataclasses.replace(given, schedule=None)
                 again = functools.partial(planned, given=given)
-                each = [_try(again, other, over_limit) for other in others]
+                each = [
+                    _try(again, other, over_limit)
+                    for other in _other_schedules(wanted, ranks, ours)
+                ]
                 found.append(forecast([first, *each], read.num_examples(count)))
             except SmpError as error:
                 found.append(error)
@@ -179,6 +178,17 @@ def _training_step(model: Any) -> Any:
         return tape.gradient(loss, model.trainable_variables), loss
 
     return forward_backward
+
+
+def _other_schedules(
+    wanted: Mapping[str, Any], ranks: int, ours: str
+) -> Iterator[Config]:
+    """The configuration with each other schedule, and the defaults of that one."""
+    for name in schedules.NAMES:
+        if name != ours:
+            # The keys may not allow it: simple keeps more than active_microbatches.
+            with contextlib.suppress(ConfigError):
+                yield resolve({**wanted, "pipeline": name}, ranks)
 
 
 def _try(

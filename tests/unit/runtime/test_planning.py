@@ -112,6 +112,16 @@ def test_auto_is_the_fastest_that_fits() -> None:
         forecast(microbatches=8, pipeline="auto", memory_limit_bytes=1000)
 
 
+def test_every_schedule_has_its_own_default_of_microbatches_in_flight() -> None:
+    def by_name(**config: Any) -> dict[str, Any]:
+        found = forecast(Stack(), microbatches=16, **config).schedules
+        return {each.pipeline: each for each in found}
+
+    # Which one is configured does not change the others.
+    assert by_name(pipeline="simple") == by_name(pipeline="zero_bubble") == by_name()
+    assert set(by_name(active_microbatches=4)) == {"interleaved", "zero_bubble"}
+
+
 def test_virtual_stages_need_atoms() -> None:
     found = forecast(partitions=2, virtual_stages=2, microbatches=4)
     visits = [s.partition for s in found.plan.segments.segments]
