@@ -17,7 +17,6 @@ import argparse
 import os
 import re
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,8 +24,7 @@ from typing import Any
 
 import host
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(host.ROOT))
 
 MILLISECONDS = (0.0, 20.0)
 SCHEDULES = ("interleaved", "zero_bubble")
@@ -38,28 +36,16 @@ def launch(schedule: str, library: str, milliseconds: float) -> float:
     """Median seconds of a step in a launch of its own."""
     from tests import slow_link
 
-    command = [str(Path(sys.executable).parent / "horovodrun"), "-np", "2"]
-    command += [sys.executable, str(Path(__file__).resolve())]
-    command += ["--rank", schedule, library]
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        command,
-        env={**quiet, **os.environ, **slow_link.delay(milliseconds)},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=300,
-    )
-    found = re.search(r"median=([\d.]+)", done.stdout)
+    late = slow_link.delay(milliseconds)
+    output = host.launch_ranks(2, __file__, schedule, library, env=late)
+    found = re.search(r"median=([\d.]+)", output)
     if found is None:
-        sys.exit(f"exit code {done.returncode}\n{done.stdout}")
+        sys.exit(f"no rank reported\n{output}")
     return float(found[1])
 
 
 def run_rank(schedule: str, library: str) -> None:
-    cores = sorted(os.sched_getaffinity(0))
-    core = cores[int(os.environ["HOROVOD_LOCAL_RANK"]) % len(cores)]
-    os.sched_setaffinity(0, {core})
+    host.pin_rank()
     os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1")
 
     import smp_tf as smp  # isort: skip  (first: it selects Keras 2)

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,28 +31,17 @@ COMPARED = (("simple", 8), ("simple", 32), ("zero_bubble", 8), ("zero_bubble", 1
 BLOCKS, DIM, LENGTH, ROWS = 6, 128, 256, 8  # ROWS in each microbatch
 SHORT = 8  # in place of LENGTH, to see what else takes memory
 COLUMNS = (("live", 1), ("planned", MB), ("measured", MB), ("graph", MB), ("kept", MB))
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def launch(pipeline: str, microbatches: int, length: int) -> list[dict[str, Any]]:
     """What every rank reports of one launch."""
-    command = [str(Path(sys.executable).parent / "horovodrun"), "-np", str(RANKS)]
-    command += [sys.executable, str(Path(__file__).resolve())]
-    command += ["--rank", pipeline, str(microbatches), str(length)]
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        command,
-        env={**quiet, **os.environ},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=600,
-    )
-    for line in done.stdout.splitlines():
+    arguments = pipeline, str(microbatches), str(length)
+    output = host.launch_ranks(RANKS, __file__, *arguments)
+    for line in output.splitlines():
         _, found, text = line.partition("ranks=")
         if found:
             return list(json.loads(text))
-    sys.exit(f"exit code {done.returncode}\n{done.stdout}")
+    sys.exit(f"no rank reported\n{output}")
 
 
 def resident(name: str) -> int:
@@ -66,9 +53,7 @@ def resident(name: str) -> int:
 
 
 def run_rank(pipeline: str, microbatches: int, length: int) -> None:
-    cores = sorted(os.sched_getaffinity(0))
-    core = cores[int(os.environ["HOROVOD_LOCAL_RANK"]) % len(cores)]
-    os.sched_setaffinity(0, {core})
+    host.pin_rank()
 
     import smp_tf as smp  # isort: skip  (first: it selects Keras 2)
 

@@ -27,7 +27,6 @@ WIDTH, HIDDEN, BLOCKS = 1024, 4096, 37  # 8.4 million parameters in a block
 BATCH, LENGTH, MICROBATCHES, STEPS = 8, 8, 4, 3
 COPIES = 4  # weight, gradient, Adam's m and v
 FACTOR, FIXED = 1.15, 700 * MB
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def launch(size: int) -> float:
@@ -38,7 +37,7 @@ def launch(size: int) -> float:
     process = subprocess.Popen(
         command,
         env={**quiet, **os.environ},
-        cwd=ROOT,
+        cwd=host.ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -114,10 +113,7 @@ def train() -> list[tuple[str, int]]:
 
 
 def run_rank() -> None:
-    # Before TensorFlow counts cores: one core for each rank.
-    cores = sorted(os.sched_getaffinity(0))
-    core = cores[int(os.environ["HOROVOD_LOCAL_RANK"]) % len(cores)]
-    os.sched_setaffinity(0, {core})
+    host.pin_rank()
 
     import smp_tf as smp
 
