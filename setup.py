@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import List, NamedTuple, NoReturn, Tuple
@@ -29,6 +30,11 @@ SOURCES = sorted((ROOT / "kernels").glob("*.cc"))
 HEADERS = sorted((ROOT / "kernels").glob("*.h"))
 JOBS = 2  # p2p_kernels.cc alone takes 1.5 GB
 FLAGS = ["-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-pthread"]
+# UCX is linked with; NCCL's wheel is looked in at run time. For packages where they are
+# now, and for those of an installation that was moved.
+NCCL = "nvidia/nccl/lib"
+RPATH = [f"{sysconfig.get_path('purelib')}/{NCCL}"]
+RPATH += ["$ORIGIN/../../libucx/lib", f"$ORIGIN/../../{NCCL}"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-sign-compare"]
 
 
@@ -215,9 +221,9 @@ def build(
             return list(pool.map(compiled, SOURCES))
 
     # DT_RPATH and not DT_RUNPATH: the UCX that was built against must win over another
-    # one on LD_LIBRARY_PATH. $ORIGIN serves an installed package that was moved.
+    # one on LD_LIBRARY_PATH.
     link = [
-        *(f"-Wl,-rpath,{path}" for path in (ucx.lib, "$ORIGIN/../../libucx/lib")),
+        *(f"-Wl,-rpath,{path}" for path in (ucx.lib, *RPATH)),
         "-Wl,--disable-new-dtags",
         "-Wl,--no-undefined",
         f"-L{ucx.lib}",

@@ -12,18 +12,15 @@
 #include <unordered_map>
 #include <utility>
 
+#include "c_api.h"
 #include "job.h"
-
-#define SMP_API extern "C" __attribute__((visibility("default")))
 
 namespace smp {
 namespace {
 
 thread_local std::string last_error;
 
-// How long a failed request may keep its buffer before it is certain that its peer is
-// gone and nobody will write to it.
-constexpr double kReleaseSeconds = 1;
+}  // namespace
 
 int Fail(const std::string& text) {
   last_error = text;
@@ -38,6 +35,12 @@ int CopyText(const std::string& text, char* out, size_t capacity) {
   out[length] = '\0';
   return static_cast<int>(length);
 }
+
+namespace {
+
+// How long a failed request may keep its buffer before it is certain that its peer is
+// gone and nobody will write to it.
+constexpr double kReleaseSeconds = 1;
 
 // The requests of smp_post_* that nobody has waited for to the end.
 struct Request {
@@ -97,8 +100,6 @@ std::mutex& LifeMutex() {
   static auto* mutex = new std::mutex;
   return *mutex;
 }
-
-constexpr char kNotOpen[] = "no job is open on this rank; call smp_tf.init() first";
 
 }  // namespace
 }  // namespace smp

@@ -34,7 +34,7 @@ bool Decode(const void* data, size_t bytes, Control* control) {
   if (bytes < sizeof wire || bytes > sizeof wire + kMaxControlText) return false;
   std::memcpy(&wire, data, sizeof wire);
   if (wire.magic != kMagic || wire.word < static_cast<uint32_t>(Word::kHello) ||
-      wire.word > static_cast<uint32_t>(Word::kLast) ||
+      wire.word > static_cast<uint32_t>(Word::kAlive) ||
       wire.job_id[kMaxJobId] != '\0') {
     return false;
   }

@@ -14,6 +14,7 @@ enum class Word : uint32_t {
   kFailed = 3,   // `culprit` failed first; `text` says how
   kLeaving = 4,  // monitor endpoint: a closed connection is no death from here on
   kLast = 5,     // data endpoint: everything that was sent has arrived
+  kAlive = 6,    // monitor endpoint: nothing, but the other host must acknowledge it
 };
 
 struct Control {

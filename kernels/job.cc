@@ -16,6 +16,14 @@ using Lane = UcxTransport::Lane;
 // After a failure, and at the end of the process: enough for a word to leave.
 constexpr double kLastWordsSeconds = 0.5;
 
+// Of the silence that condemns another host: the pause between two words to it. The
+// silence of a connection is counted from a word on, and may begin with such a pause.
+constexpr double kPauseShare = 1.0 / 6;
+
+double Silence(const Job::Options& options) {
+  return std::min(options.silence_seconds, options.timeout_seconds);
+}
+
 std::string RankText(int rank) { return "rank " + std::to_string(rank); }
 
 // Never destroyed: the progress thread may outlive main().
@@ -55,6 +63,7 @@ Job::Job(Options options)
           options_.timeout_seconds, options_.stall_seconds,
           [this](const TicketPtr& ticket, const Status& why) {
             mailbox_.Cancel(ticket, why);
+            if (Gpu* gpu = gpu_) gpu->mailbox.Cancel(ticket, why);
           },
           [this](const std::string& text) { Log(text); }),
       mailbox_(options_.rank, options_.size, link_ ? link_.get() : &transport_,
@@ -63,18 +72,22 @@ Job::Job(Options options)
       owner_(getpid()) {}
 
 Job::~Job() {
+  if (Gpu* gpu = gpu_) gpu->transport.Close(0);
   link_.reset();  // it may still have messages, and the mailbox to tell
   transport_.Close(0);
 }
 
 Status Job::Open(std::string* address) {
-  return transport_.Open(options_.net_devices, address);
+  return transport_.Open(options_.net_devices, (1 - kPauseShare) * Silence(options_),
+                         address);
 }
 
 Status Job::Connect(int peer, const void* address) {
   const Status status = transport_.Connect(peer, address);
+  const bool remote = status.ok() && !transport_.SharesMemory(peer);
   std::lock_guard<std::mutex> lock(mutex_);
   peers_[peer].connected = status.ok();
+  peers_[peer].remote = remote;
   return status;
 }
 
@@ -100,6 +113,52 @@ Status Job::Start() {
           "no handshake with " + missing + " within timeout_s=" + seconds};
 }
 
+Job::Gpu::Gpu(const Options& options, std::shared_ptr<GpuDevice> device,
+              const Nccl& nccl, NcclTransport::Failed failed, Watch* watch)
+    : transport(options.size, std::move(device), &nccl, std::move(failed)),
+      mailbox(options.rank, options.size, &transport, watch, /*runs_ahead=*/true) {}
+
+Status Job::OpenGpu(int ordinal) {
+  const Cuda& cuda = GetCuda();
+  const Nccl& nccl = GetNccl();
+  if (!cuda.usable()) return {Code::kInvalid, "no GPU: " + cuda.why_not};
+  if (!nccl.usable()) return {Code::kInvalid, "no NCCL: " + nccl.why_not};
+  const auto device = std::make_shared<GpuDevice>(&cuda);
+  const Status status = device->Open(ordinal);
+  if (!status.ok()) return status;
+  const auto failed = [this](int peer, const std::string& why) {
+    Fail(options_.rank, RankText(options_.rank) + " lost its connection with " +
+                            RankText(peer) + ": " + why);
+  };
+  gpu_owner_ = std::make_unique<Gpu>(options_, device, nccl, failed, &watch_);
+  gpu_ = gpu_owner_.get();
+  return {};
+}
+
+Status Job::FindGpu(Gpu** gpu) {
+  *gpu = gpu_;
+  if (*gpu == nullptr) return {Code::kInvalid, "the GPU of this rank is not open"};
+  std::string failure;
+  if (Failure(&failure)) return {Code::kUnavailable, failure};
+  return {};
+}
+
+Status Job::ConnectGpu(int peer, NcclTransport::Way way, const std::string& id) {
+  Gpu* gpu = nullptr;
+  const Status found = FindGpu(&gpu);
+  if (!found.ok()) return found;
+  return gpu->transport.Connect(peer, way, id, options_.timeout_seconds);
+}
+
+Status Job::ConnectGroup(const std::vector<int>& ranks, const std::string& id,
+                         int* group) {
+  Gpu* gpu = nullptr;
+  const Status found = FindGpu(&gpu);
+  if (!found.ok()) return found;
+  return gpu->transport.ConnectGroup(ranks, options_.rank, id,
+                                     options_.timeout_seconds, group);
+}
+
 void Job::Say(Word word, Lane lane, int culprit, const std::string& text) {
   Control control;
   control.word = word;
@@ -112,6 +171,9 @@ void Job::Say(Word word, Lane lane, int culprit, const std::string& text) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       if (!peers_[peer].connected || peers_[peer].dead) continue;
+      if (word == Word::kAlive && (peers_[peer].leaving || !peers_[peer].remote)) {
+        continue;
+      }
     }
     transport_.SendControl(peer, lane, bytes);
   }
@@ -143,8 +205,9 @@ void Job::OnControl(const std::string& bytes, ucp_ep_h reply) {
       return OnLeaving(control.source, /*last=*/false);
     case Word::kLast:
       return OnLeaving(control.source, /*last=*/true);
-    case Word::kRefused:
-      return;  // seen above
+    case Word::kRefused:  // seen above
+    case Word::kAlive:    // its acknowledgement was all
+      return;
   }
 }
 
@@ -177,26 +240,43 @@ void Job::OnLeaving(int peer, bool last) {
     if (!last || peers_[peer].left || failed_) return;
     peers_[peer].left = true;
   }
-  transport_.Break(peer, {Code::kUnavailable, RankText(peer) + " left the job"},
-                   /*drain=*/true);
+  Break(peer, {Code::kUnavailable, RankText(peer) + " left the job"}, /*drain=*/true);
+}
+
+void Job::Break(int peer, const Status& why, bool drain) {
+  transport_.Break(peer, why, drain);
+  if (Gpu* gpu = gpu_) gpu->transport.Break(peer, why, drain);
 }
 
 void Job::OnPeerDown(int peer, const std::string& why) {
-  bool leaving;
+  bool leaving, remote;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     leaving = peers_[peer].leaving;
+    remote = peers_[peer].remote;
     peers_[peer].leaving = peers_[peer].dead = true;
     changed_.notify_all();
   }
   if (leaving) {
     OnLeaving(peer, /*last=*/true);  // in case the word itself was lost
   } else {
-    Fail(peer, RankText(peer) + " died (" + why + ")");
+    // UCX reports a death and a silence alike.
+    Fail(peer, RankText(peer) + " died" + (remote ? " or is cut off" : "") + " (" +
+                   why + ")");
   }
 }
 
-void Job::OnTick() { watch_.Tick(Watch::Clock::now()); }
+void Job::OnTick() {
+  const auto now = Watch::Clock::now();
+  watch_.Tick(now);
+  if (now >= next_alive_) SayAlive(now);
+}
+
+void Job::SayAlive(Watch::Clock::time_point now) {
+  const std::chrono::duration<double> pause(kPauseShare * Silence(options_));
+  next_alive_ = now + std::chrono::duration_cast<Watch::Clock::duration>(pause);
+  Say(Word::kAlive, Lane::kMonitor);
+}
 
 void Job::Fail(int culprit, const std::string& text) {
   {
@@ -209,7 +289,7 @@ void Job::Fail(int culprit, const std::string& text) {
   // The others first: this rank's waiters may bring the process down.
   Say(Word::kFailed, Lane::kMonitor, culprit, text);
   for (int peer = 0; peer < options_.size; ++peer) {
-    transport_.Break(peer, {Code::kUnavailable, text}, /*drain=*/false);
+    Break(peer, {Code::kUnavailable, text}, /*drain=*/false);
   }
 }
 
@@ -256,7 +336,10 @@ Status Job::Close(double seconds) {
   }
   if (started) {
     // Everything this rank sent has arrived before it says kLast; see OnLeaving.
-    if (!Failure(&failure)) transport_.WaitForSends(left());
+    if (!Failure(&failure)) {
+      transport_.WaitForSends(left());
+      if (Gpu* gpu = gpu_) gpu->transport.WaitForSends(left());
+    }
     Say(Word::kLast, Lane::kData);
     Say(Word::kLeaving, Lane::kMonitor);
     transport_.FlushControl(kLastWordsSeconds);
@@ -264,6 +347,7 @@ Status Job::Close(double seconds) {
       WaitForPeers(left(), [](const Peer& peer) { return peer.leaving; }, &missing);
     }
   }
+  if (Gpu* gpu = gpu_) gpu->transport.Close(0);
   transport_.Close(kLastWordsSeconds);
   if (!missing.empty() && !Failure(&failure)) {
     Log("left the job before " + missing);
@@ -281,6 +365,7 @@ void Job::LeaveAtExit() {
   Say(Word::kLast, Lane::kData);
   Say(Word::kLeaving, Lane::kMonitor);
   transport_.FlushControl(kLastWordsSeconds);
+  if (Gpu* gpu = gpu_) gpu->transport.CloseAtExit();
   transport_.CloseAtExit();
 }
 

@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -14,6 +15,7 @@
 
 #include "control.h"
 #include "mailbox.h"
+#include "nccl_transport.h"
 #include "ucx_transport.h"
 #include "watch.h"
 
@@ -32,6 +34,7 @@ class Job : public Listener {
     int size = 1;
     double timeout_seconds = 600;
     double stall_seconds = 30;
+    double silence_seconds = 30;  // of another host, after which it is cut off
     std::string job_id;
     std::string net_devices;  // empty: all
   };
@@ -45,6 +48,12 @@ class Job : public Listener {
 
   // Shakes hands with every peer; names those that do not answer in time.
   Status Start();
+
+  // Lets this rank send and receive in the memory of its GPU, by NCCL; to be called
+  // after Start, before the first message of that kind. See NcclTransport for Connect.
+  Status OpenGpu(int ordinal);
+  Status ConnectGpu(int peer, NcclTransport::Way way, const std::string& id);
+  Status ConnectGroup(const std::vector<int>& ranks, const std::string& id, int* group);
 
   // Tells every peer that this rank gives up, and why; takes a second at most.
   void Abort(const std::string& reason);
@@ -61,12 +70,22 @@ class Job : public Listener {
 
   std::string Describe(int peer) { return transport_.Describe(peer); }
   Mailbox& mailbox() { return mailbox_; }
+  // For memory of the GPU; null before OpenGpu.
+  struct Gpu {
+    Gpu(const Options& options, std::shared_ptr<GpuDevice> device, const Nccl& nccl,
+        NcclTransport::Failed failed, Watch* watch);
+    NcclTransport transport;
+    Mailbox mailbox;  // over the transport
+  };
+  Gpu* gpu() { return gpu_; }
+
   Transport& transport() { return transport_; }
   const Options& options() const { return options_; }
 
  private:
   struct Peer {
     bool connected = false;
+    bool remote = false;   // on another host
     int hellos = 0;        // one on each endpoint
     bool leaving = false;  // said so, or is dead: nothing to wait for any more
     bool left = false;
@@ -81,8 +100,11 @@ class Job : public Listener {
   void OnHello(int peer);
   void OnLeaving(int peer, bool last);
   void Fail(int culprit, const std::string& text);
+  void Break(int peer, const Status& why, bool drain);
+  Status FindGpu(Gpu** gpu);  // an error also when the job has failed
   void Say(Word word, UcxTransport::Lane lane, int culprit = -1,
            const std::string& text = "");
+  void SayAlive(Watch::Clock::time_point now);
   bool WaitForPeers(double seconds, const std::function<bool(const Peer&)>& ready,
                     std::string* missing);
   void Log(const std::string& text) const;
@@ -92,6 +114,10 @@ class Job : public Listener {
   std::unique_ptr<Transport> link_;  // over the transport; may be null
   Watch watch_;
   Mailbox mailbox_;
+  std::unique_ptr<Gpu> gpu_owner_;
+  std::atomic<Gpu*> gpu_{nullptr};  // once it is whole, as other threads look at it
+
+  Watch::Clock::time_point next_alive_;  // of the transport's thread
 
   // Never held while the transport is called.
   std::mutex mutex_;

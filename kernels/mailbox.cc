@@ -4,8 +4,13 @@
 
 namespace smp {
 
-Mailbox::Mailbox(int rank, int size, Transport* transport, Watch* watch)
-    : rank_(rank), size_(size), transport_(transport), watch_(watch) {}
+Mailbox::Mailbox(int rank, int size, Transport* transport, Watch* watch,
+                 bool runs_ahead)
+    : rank_(rank),
+      size_(size),
+      transport_(transport),
+      watch_(watch),
+      runs_ahead_(runs_ahead) {}
 
 Status Mailbox::Check(const Route& route) const {
   if (route.peer < 0 || route.peer >= size_ || route.peer == rank_) {
@@ -26,7 +31,8 @@ uint32_t Mailbox::NextSequence(Ticket::Way way, const Route& route) {
 }
 
 TicketPtr Mailbox::Start(Ticket::Way way, const RoutePtr& route, uint32_t sequence,
-                         Part part, Buffer buffer, bool synchronous) {
+                         Part part, Buffer buffer, bool synchronous,
+                         const Delivery& delivery) {
   auto ticket = std::make_shared<Ticket>(way, route, sequence);
   const Status valid = Check(*route);
   if (!valid.ok()) {
@@ -40,9 +46,13 @@ TicketPtr Mailbox::Start(Ticket::Way way, const RoutePtr& route, uint32_t sequen
   message.tag = MakeTag(part, is_send ? rank_ : route->peer, route->channel, sequence);
   message.buffer = std::move(buffer);
   message.synchronous = synchronous;
+  message.stream = delivery.stream;
+  message.more = delivery.more;
   auto done = [ticket](const Status& status) { ticket->Finish(status); };
   if (is_send) {
     transport_->Send(std::move(message), std::move(done));
+  } else if (delivery.reserve) {
+    transport_->Reserve(std::move(message), std::move(done));
   } else {
     transport_->Recv(std::move(message), std::move(done));
   }
@@ -65,40 +75,45 @@ TicketPtr Mailbox::RecvPayload(const TicketPtr& header, Buffer buffer) {
 }
 
 Status Mailbox::PostSend(const RoutePtr& route, const Buffer* header, Buffer payload,
-                         Done sent) {
+                         Done sent, const Delivery& delivery) {
   const uint32_t sequence = NextSequence(Ticket::Way::kSend, *route);
   if (header != nullptr) {
     // Not answered for on its own: it goes the way of its payload.
     Start(Ticket::Way::kSend, route, sequence, Part::kHeader, *header);
   }
-  const TicketPtr ticket =
-      Start(Ticket::Way::kSend, route, sequence, Part::kPayload, std::move(payload));
+  const TicketPtr ticket = Start(Ticket::Way::kSend, route, sequence, Part::kPayload,
+                                 std::move(payload), /*synchronous=*/false, delivery);
   if (ticket->finished()) {  // most small sends end here
     const Status status = ticket->status();
     if (sent) sent(status);
     return status;
   }
-  const uint64_t id = ticket->id();
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    sending_.emplace(id, ticket);
-  }
-  // Only now: OnFinish may run at once, and must find the entry to remove.
-  ticket->OnFinish([this, id, sent = std::move(sent)](const Status& status) {
-    if (sent) sent(status);
-    Sent(id, status);
-  });
+  AnswerFor(ticket, std::move(sent));
   return {};
 }
 
-void Mailbox::Sent(uint64_t id, const Status& status) {
+void Mailbox::AnswerFor(const TicketPtr& ticket, Done over) {
+  const uint64_t id = ticket->id();
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    open_.emplace(id, ticket);
+  }
+  // Only now: OnFinish may run at once, and must find the entry to remove.
+  ticket->OnFinish([this, id, over = std::move(over)](const Status& status) {
+    if (over) over(status);
+    Over(id, status);
+  });
+}
+
+void Mailbox::Over(uint64_t id, const Status& status) {
   std::vector<TicketPtr> flushed;
+  std::vector<uint64_t> waiting;
   Status verdict;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    sending_.erase(id);
-    if (!status.ok() && send_error_.ok()) send_error_ = status;
-    const uint64_t oldest = sending_.empty() ? UINT64_MAX : sending_.begin()->first;
+    open_.erase(id);
+    if (!status.ok() && error_.ok()) error_ = status;
+    const uint64_t oldest = open_.empty() ? UINT64_MAX : open_.begin()->first;
     for (auto flush = flushes_.begin(); flush != flushes_.end();) {
       if (flush->first < oldest) {
         flushed.push_back(flush->second);
@@ -107,8 +122,13 @@ void Mailbox::Sent(uint64_t id, const Status& status) {
         ++flush;
       }
     }
-    if (!flushed.empty()) std::swap(verdict, send_error_);
+    if (!flushed.empty()) std::swap(verdict, error_);
+    if (runs_ahead_) {
+      for (const auto& each : open_) waiting.push_back(each.first);
+      for (const auto& each : flushes_) waiting.push_back(each.second->id());
+    }
   }
+  if (!waiting.empty()) watch_->Restart(waiting);
   for (const auto& flush : flushed) flush->Finish(verdict);
 }
 
@@ -117,21 +137,23 @@ TicketPtr Mailbox::Flush() {
   Status verdict;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (!sending_.empty()) {
-      *route = *sending_.begin()->second->route();  // the one it waits for, for errors
+    if (!open_.empty()) {
+      const Ticket& oldest = *open_.begin()->second;  // the one it waits for
+      *route = *oldest.route();
       auto ticket = std::make_shared<Ticket>(Ticket::Way::kFlush, std::move(route),
-                                             sending_.begin()->second->sequence());
-      flushes_.emplace_back(sending_.rbegin()->first, ticket);
+                                             oldest.sequence(), oldest.way());
+      flushes_.emplace_back(open_.rbegin()->first, ticket);
       return ticket;
     }
-    std::swap(verdict, send_error_);
+    std::swap(verdict, error_);
   }
   auto ticket = std::make_shared<Ticket>(Ticket::Way::kFlush, std::move(route), 0);
   ticket->Finish(verdict);
   return ticket;
 }
 
-Status Mailbox::PostRecv(const RoutePtr& route, Part part, Buffer buffer, int64_t run) {
+Status Mailbox::PostRecv(const RoutePtr& route, Part part, Buffer buffer, int64_t run,
+                         const Delivery& delivery, TicketPtr* given) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     const auto& queue = posted_[KeyOf(*route)];
@@ -143,8 +165,14 @@ Status Mailbox::PostRecv(const RoutePtr& route, Part part, Buffer buffer, int64_
     }
   }
   std::shared_ptr<void> owner = buffer.owner;
-  TicketPtr ticket = Recv(route, part, std::move(buffer));
+  TicketPtr ticket =
+      Start(Ticket::Way::kRecv, route, NextSequence(Ticket::Way::kRecv, *route), part,
+            std::move(buffer), /*synchronous=*/false, delivery);
   if (ticket->finished() && !ticket->status().ok()) return ticket->status();
+  if (delivery.stream != nullptr) {
+    AnswerFor(ticket, [this, id = ticket->id()](const Status&) { watch_->Remove(id); });
+  }
+  if (given != nullptr) *given = ticket;
   std::lock_guard<std::mutex> lock(mutex_);
   posted_[KeyOf(*route)].push_back({std::move(ticket), std::move(owner), run});
   return {};
@@ -159,6 +187,35 @@ Posted Mailbox::Take(const RoutePtr& route) {
   return posted;
 }
 
+int64_t Mailbox::PostSum(int group, const std::string& label, Buffer buffer,
+                         const Sum& sum, void* stream) {
+  auto route = std::make_shared<Route>();
+  route->label = label;
+  auto ticket = std::make_shared<Ticket>(Ticket::Way::kSum, std::move(route), 0);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    sums_.emplace(ticket->id(), ticket);
+  }
+  Message message;
+  message.id = ticket->id();
+  message.peer = group;
+  message.buffer = std::move(buffer);
+  message.stream = stream;
+  message.sum = sum;
+  transport_->AllReduce(std::move(message),
+                        [ticket](const Status& status) { ticket->Finish(status); });
+  return static_cast<int64_t>(ticket->id());
+}
+
+TicketPtr Mailbox::TakeSum(int64_t handle) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = sums_.find(static_cast<uint64_t>(handle));
+  if (found == sums_.end()) return nullptr;
+  TicketPtr ticket = std::move(found->second);
+  sums_.erase(found);
+  return ticket;
+}
+
 void Mailbox::Wait(const TicketPtr& ticket, Done done) {
   if (!ticket->finished()) watch_->Add(ticket);
   ticket->OnFinish(
@@ -166,6 +223,12 @@ void Mailbox::Wait(const TicketPtr& ticket, Done done) {
         watch_->Remove(id);
         done(status);
       });
+}
+
+void Mailbox::Expect(const TicketPtr& ticket) {
+  watch_->Add(ticket);
+  // It may have finished in between, and nobody would take it from the watch.
+  if (ticket->finished()) watch_->Remove(ticket->id());
 }
 
 void Mailbox::Cancel(const TicketPtr& ticket, const Status& why) {

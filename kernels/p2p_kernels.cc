@@ -1,8 +1,8 @@
 // The point-to-point kernels: between tensors and the mailbox of this process's job.
-#include <algorithm>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "job.h"
 #include "p2p_tensors.h"
@@ -13,38 +13,22 @@ namespace smp {
 namespace {
 
 using tensorflow::AsyncOpKernel;
-using tensorflow::DataType;
 using tensorflow::OpKernel;
-using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
 using tensorflow::TensorShape;
 
-class SendPostOp : public OpKernel {
+class SendPostOp : public WithAttributes<OpKernel> {
  public:
-  explicit SendPostOp(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, attributes_.Read(context));
-  }
-
-  // Cheap, so that the executor runs it in place rather than behind the next segment.
-  bool IsExpensive() override { return false; }
+  using WithAttributes::WithAttributes;
 
   void Compute(OpKernelContext* context) override {
     std::shared_ptr<Job> job;
     OP_REQUIRES_OK(context, FindJob(&job));
     const Timeline::Start start = attributes_.Begin();
     const Tensor& tensor = context->input(0);
-    OP_REQUIRES(context,
-                attributes_.partial_shape.IsCompatibleWith(tensor.shape()) &&
-                    tensor.dims() <= Header::kMaxDims,
-                absl::InvalidArgumentError(
-                    "smp_tf: the tensor has not the shape that both ends agreed on; "
-                    "shape=" +
-                    tensor.shape().DebugString() +
-                    " agreed=" + attributes_.partial_shape.DebugString() + ": " +
-                    attributes_.route->label + " to rank " +
-                    std::to_string(attributes_.route->peer)));
-    Buffer payload = BufferOf(tensor);
+    OP_REQUIRES_OK(context, CheckShape(attributes_, tensor));
+    Buffer payload = PayloadOf(tensor);
     Done sent;
     if (start.run != 0) {
       sent = [start, bytes = payload.bytes](const Status& status) {
@@ -57,27 +41,16 @@ class SendPostOp : public OpKernel {
                                                              std::move(sent))));
       return;
     }
-    auto header = std::make_shared<Header>();
-    header->dtype = tensor.dtype();
-    header->dims = tensor.dims();
-    for (int i = 0; i < tensor.dims(); ++i) header->sizes[i] = tensor.dim_size(i);
-    const Buffer ahead = BufferOf(header);
+    const Buffer ahead = BufferOf(HeaderOf(tensor, payload.bytes));
     OP_REQUIRES_OK(
         context, ToAbsl(job->mailbox().PostSend(attributes_.route, &ahead,
                                                 std::move(payload), std::move(sent))));
   }
-
- private:
-  Attributes attributes_;
 };
 
-class RecvPostOp : public OpKernel {
+class RecvPostOp : public WithAttributes<OpKernel> {
  public:
-  explicit RecvPostOp(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, attributes_.Read(context));
-  }
-
-  bool IsExpensive() override { return false; }
+  using WithAttributes::WithAttributes;
 
   void Compute(OpKernelContext* context) override {
     const Timeline::Start start = attributes_.Begin();
@@ -90,9 +63,6 @@ class RecvPostOp : public OpKernel {
                                 std::move(buffer), context->step_id())));
     GetTimeline().End(start, 0);
   }
-
- private:
-  Attributes attributes_;
 };
 
 class SendFlushOp : public AsyncOpKernel {
@@ -104,23 +74,30 @@ class SendFlushOp : public AsyncOpKernel {
   void ComputeAsync(OpKernelContext* context, DoneCallback done) override {
     std::shared_ptr<Job> job;
     OP_REQUIRES_OK_ASYNC(context, FindJob(&job), done);
-    const auto waiter = std::make_shared<Waiter>(context, job);
-    waiter->Wait(job->mailbox().Flush(),
-                 [waiter, context, done = std::move(done)](const Status& status) {
-                   waiter->Finish();
-                   if (!status.ok()) context->SetStatus(ToAbsl(status));
-                   done();
-                 });
+    std::vector<TicketPtr> flushes = {job->mailbox().Flush()};
+    if (Job::Gpu* gpu = job->gpu()) flushes.push_back(gpu->mailbox.Flush());
+    Wait(context, std::make_shared<Waiter>(context, job), std::move(flushes), done);
+  }
+
+ private:
+  // All of them, and the first error: what one of them holds is not left behind.
+  static void Wait(OpKernelContext* context, const std::shared_ptr<Waiter>& waiter,
+                   std::vector<TicketPtr> flushes, DoneCallback done) {
+    const TicketPtr first = flushes.front();
+    flushes.erase(flushes.begin());
+    waiter->Wait(first, [context, waiter, flushes = std::move(flushes),
+                         done = std::move(done)](const Status& status) {
+      if (!status.ok() && context->status().ok()) context->SetStatus(ToAbsl(status));
+      if (!flushes.empty()) return Wait(context, waiter, flushes, done);
+      waiter->Finish();
+      done();
+    });
   }
 };
 
-class RecvWaitOp : public AsyncOpKernel {
+class RecvWaitOp : public WithAttributes<AsyncOpKernel> {
  public:
-  explicit RecvWaitOp(OpKernelConstruction* context) : AsyncOpKernel(context) {
-    OP_REQUIRES_OK(context, attributes_.Read(context));
-  }
-
-  bool IsExpensive() override { return false; }
+  using WithAttributes::WithAttributes;
 
   void ComputeAsync(OpKernelContext* context, DoneCallback done) override {
     const Timeline::Start start = attributes_.Begin();
@@ -161,46 +138,34 @@ class RecvWaitOp : public AsyncOpKernel {
                            Posted* payload) {
     const auto header = std::static_pointer_cast<Header>(announced.owner);
     TensorShape shape;
-    const int dims = std::min<int>(header->dims, Header::kMaxDims);
-    TF_RETURN_IF_ERROR(TensorShape::BuildTensorShape(
-        absl::MakeConstSpan(header->sizes, std::max(dims, 0)), &shape));
-    if (header->dtype != attributes_.dtype ||
-        !attributes_.partial_shape.IsCompatibleWith(shape)) {
-      return ToAbsl(
-          {Code::kDataLoss,
-           "the two ends disagree about a tensor; sent=" +
-               tensorflow::DataTypeString(static_cast<DataType>(header->dtype)) +
-               shape.DebugString() +
-               " expected=" + tensorflow::DataTypeString(attributes_.dtype) +
-               attributes_.partial_shape.DebugString() + ": " +
-               announced.ticket->Describe()});
-    }
-    Tensor tensor;
-    TF_RETURN_IF_ERROR(context->allocate_temp(attributes_.dtype, shape, &tensor));
-    Buffer buffer = BufferOf(tensor);
+    TF_RETURN_IF_ERROR(
+        ShapeOf(attributes_, *header, announced.ticket->Describe(), &shape));
+    Buffer buffer;
+    TF_RETURN_IF_ERROR(MakeRoom(context, attributes_, *header, shape, &buffer));
     payload->owner = buffer.owner;
     payload->ticket = job->mailbox().RecvPayload(announced.ticket, std::move(buffer));
     return absl::OkStatus();
   }
 
-  static void GiveTensor(OpKernelContext* context,
-                         const std::shared_ptr<Waiter>& waiter, const Posted& posted,
-                         const Timeline::Start& start, DoneCallback done) {
-    waiter->Wait(posted.ticket, [context, waiter, owner = posted.owner, start,
+  void GiveTensor(OpKernelContext* context, const std::shared_ptr<Waiter>& waiter,
+                  const Posted& posted, const Timeline::Start& start,
+                  DoneCallback done) const {
+    waiter->Wait(posted.ticket, [dtype = attributes_.dtype, context, waiter,
+                                 owner = posted.owner, start,
                                  done = std::move(done)](const Status& status) {
       waiter->Finish();
-      if (status.ok()) {
-        const auto tensor = std::static_pointer_cast<Tensor>(owner);
-        GetTimeline().End(start, tensor->TotalBytes());
-        context->set_output(0, *tensor);
+      Tensor tensor;
+      absl::Status error = ToAbsl(status);
+      if (error.ok()) error = TakeTensor(dtype, owner, &tensor);
+      if (error.ok()) {
+        GetTimeline().End(start, tensor.TotalBytes());
+        context->set_output(0, tensor);
       } else {
-        context->SetStatus(ToAbsl(status));
+        context->SetStatus(error);
       }
       done();
     });
   }
-
-  Attributes attributes_;
 };
 
 REGISTER_KERNEL_BUILDER(Name("SmpSendPost").Device(tensorflow::DEVICE_CPU), SendPostOp);

@@ -31,6 +31,7 @@ REGISTER_OP("SmpSendPost")
     .Attr("channel: int >= 0")
     .Attr("shape: shape")
     .Attr("label: string = ''")
+    .Attr("more: bool = false")
     .Attr("program: int = -1")
     .Attr("event: int = -1")
     .SetIsStateful()
@@ -45,6 +46,8 @@ channel: Route between the two ranks, below 2^28; both ends use the same number,
 shape: What both ends know of the shape. When it is not fully defined, the true shape
   travels ahead of the data.
 label: What errors call the tensor.
+more: Whether another tensor for the same rank follows at once. Those of a GPU then travel
+  together.
 program, event: As in SmpCall. The event is over when the tensor has left.
 )doc");
 
@@ -53,7 +56,8 @@ REGISTER_OP("SmpSendFlush")
     .SetIsDistributedCommunication()
     .SetShapeFn(tensorflow::shape_inference::NoOutputs)
     .Doc(R"doc(
-Waits until every tensor queued by SmpSendPost so far has left, or fails by name.
+Waits until every tensor queued by SmpSendPost so far has left, or fails by name. Also
+for tensors that arrive in the memory of a GPU, for which SmpRecvWait does not wait.
 )doc");
 
 REGISTER_OP("SmpRecvPost")
@@ -62,6 +66,7 @@ REGISTER_OP("SmpRecvPost")
     .Attr("channel: int >= 0")
     .Attr("shape: shape")
     .Attr("label: string = ''")
+    .Attr("more: bool = false")
     .Attr("program: int = -1")
     .Attr("event: int = -1")
     .SetIsStateful()
@@ -80,6 +85,7 @@ REGISTER_OP("SmpRecvWait")
     .Attr("channel: int >= 0")
     .Attr("shape: shape")
     .Attr("label: string = ''")
+    .Attr("more: bool = false")
     .Attr("program: int = -1")
     .Attr("event: int = -1")
     .SetIsStateful()
@@ -90,7 +96,8 @@ Gives the tensor that another rank has sent on a channel, waiting for it at most
 `timeout_s`, as counted from here.
 
 Takes the oldest receive that SmpRecvPost has posted on the channel; posts one itself
-when there is none.
+when there is none. On a GPU it lets the stream of computations wait and returns;
+SmpSendFlush tells whether the tensor came.
 
 peer: World rank that sends it.
 channel, shape, label: As in SmpSendPost.

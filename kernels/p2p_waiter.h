@@ -23,6 +23,12 @@ class Waiter : public std::enable_shared_from_this<Waiter> {
 
   // `then` is called exactly once, when the ticket is finished.
   void Wait(const TicketPtr& ticket, Done then) {
+    Begin(ticket, [&] { job_->mailbox().Wait(ticket, std::move(then)); });
+  }
+
+  // Runs `wait`, after which a step that is cancelled ends the ticket.
+  template <typename Start>
+  void Begin(const TicketPtr& ticket, Start wait) {
     bool cancelled;
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -34,7 +40,7 @@ class Waiter : public std::enable_shared_from_this<Waiter> {
       auto self = shared_from_this();
       cancelled = !manager_->RegisterCallback(token_, [self] { self->Cancel(); });
     }
-    job_->mailbox().Wait(ticket, std::move(then));
+    wait();
     if (cancelled) Cancel();
   }
 
@@ -51,7 +57,9 @@ class Waiter : public std::enable_shared_from_this<Waiter> {
       cancelled_ = true;
       ticket = current_;
     }
-    job_->mailbox().Cancel(ticket, {Code::kCancelled, "the step was cancelled"});
+    const Status why = {Code::kCancelled, "the step was cancelled"};
+    job_->mailbox().Cancel(ticket, why);
+    if (Job::Gpu* gpu = job_->gpu()) gpu->mailbox.Cancel(ticket, why);
   }
 
   const std::shared_ptr<Job> job_;

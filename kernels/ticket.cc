@@ -11,10 +11,12 @@ uint64_t NextId() {
 }
 
 std::string Ticket::Describe() const {
-  std::string text = way_ == Way::kRecv ? "receive" : "send";
-  if (way_ == Way::kFlush) text = "flush of sends, the oldest one";
+  if (way_ == Way::kSum) return route_->label;
+  const bool receives = oldest_ == Way::kRecv;
+  std::string text = receives ? "receive" : "send";
+  if (way_ == Way::kFlush) text = "flush of " + text + "s, the oldest one";
   if (!route_->label.empty()) text += " of " + route_->label;
-  text += way_ == Way::kRecv ? " from rank " : " to rank ";
+  text += receives ? " from rank " : " to rank ";
   return text + std::to_string(route_->peer) + ", channel " +
          std::to_string(route_->channel) + ", step " + std::to_string(sequence_);
 }

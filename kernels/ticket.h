@@ -22,10 +22,15 @@ using RoutePtr = std::shared_ptr<const Route>;
 
 class Ticket {
  public:
-  enum class Way { kSend, kRecv, kFlush };
+  enum class Way { kSend, kRecv, kFlush, kSum };
 
-  Ticket(Way way, RoutePtr route, uint32_t sequence)
-      : id_(NextId()), way_(way), route_(std::move(route)), sequence_(sequence) {}
+  // `oldest`: the way of the message that a flush waits for.
+  Ticket(Way way, RoutePtr route, uint32_t sequence, Way oldest = Way::kSend)
+      : id_(NextId()),
+        way_(way),
+        oldest_(way == Way::kFlush ? oldest : way),
+        route_(std::move(route)),
+        sequence_(sequence) {}
 
   uint64_t id() const { return id_; }
   Way way() const { return way_; }
@@ -49,7 +54,7 @@ class Ticket {
 
  private:
   const uint64_t id_;
-  const Way way_;
+  const Way way_, oldest_;
   const RoutePtr route_;
   const uint32_t sequence_;
 

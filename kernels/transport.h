@@ -1,7 +1,7 @@
 // What a transport does: moves bytes between ranks, matched by tag.
 //
-// No TensorFlow type and no UCX type appears here. UcxTransport moves host memory;
-// a transport for device memory implements the same interface.
+// No TensorFlow type and no UCX type appears here. UcxTransport moves host memory,
+// NcclTransport that of GPUs.
 #ifndef SMP_TF_KERNELS_TRANSPORT_H_
 #define SMP_TF_KERNELS_TRANSPORT_H_
 
@@ -58,12 +58,26 @@ inline uint64_t MakeTag(Part part, int source, uint32_t channel, uint32_t sequen
 // Never 0, never given twice in a process.
 uint64_t NextId();
 
+// Of an allreduce of device memory: where the sum goes, which the owner of the buffer
+// keeps alive as well, and the type of the elements as NCCL numbers them.
+struct Sum {
+  void* result = nullptr;
+  int type = -1;
+};
+
 struct Message {
   uint64_t id = 0;  // from NextId()
   int peer = -1;
   uint64_t tag = 0;
   Buffer buffer;
   bool synchronous = false;  // a send that is complete once its receive was made
+
+  // Of device memory only. `stream`: what fills the buffer of a send, and may still use
+  // that of a receive, is on it already. `more`: another message to, or from, the same
+  // peer follows at once, and they may travel together.
+  void* stream = nullptr;
+  bool more = false;
+  Sum sum;
 };
 
 // Every call may come from any thread. `done` is called exactly once, either before
@@ -78,6 +92,16 @@ class Transport {
 
   // A message of another size than the buffer's ends in kDataLoss, with both sizes.
   virtual void Recv(Message message, Done done) = 0;
+
+  // Of device memory only: the place of a receive whose size is not known yet.
+  virtual void Reserve(Message, Done done) {
+    done({Code::kInvalid, "host memory is received into a buffer that is there"});
+  }
+
+  // The same: a sum over the ranks of the group number `message.peer`.
+  virtual void AllReduce(Message, Done done) {
+    done({Code::kInvalid, "host memory is added up by those who have it"});
+  }
 
   // Ends the operation with `why`, unless it is already over.
   virtual void Cancel(uint64_t id, const Status& why) = 0;

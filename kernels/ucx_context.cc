@@ -1,5 +1,6 @@
 #include "ucx_context.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <utility>
 
@@ -34,8 +35,8 @@ Status UcxError(const std::string& what, ucs_status_t status) {
                                   " (UCX " + ucp_get_version_string() + ")"};
 }
 
-Status OpenUcx(int size, const std::string& net_devices, ucp_context_h* context,
-               ucp_worker_h* worker) {
+Status OpenUcx(int size, const std::string& net_devices, double silence_seconds,
+               ucp_context_h* context, ucp_worker_h* worker) {
   const Status version = CheckVersion();
   if (!version.ok()) return version;
   // A peer's death is reported by name by this library; what UCX prints about the same
@@ -45,11 +46,14 @@ Status OpenUcx(int size, const std::string& net_devices, ucp_context_h* context,
   ucp_config_t* config = nullptr;
   ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
   if (status != UCS_OK) return UcxError("cannot read the UCX configuration", status);
+  const int silence_ms = std::max(1, static_cast<int>(1000 * silence_seconds));
   const std::pair<const char*, std::string> settings[] = {
       {"NET_DEVICES", net_devices},
       // sysv: its segments are open to the user's group, those of posix to the user
       // alone. cuda: this is for host memory, which needs no CUDA context.
       {"TLS", "^sysv,cuda"},
+      // The system's own limit is a quarter of an hour.
+      {"TCP_USER_TIMEOUT", std::to_string(silence_ms) + "ms"},
   };
   for (const auto& [name, value] : settings) {
     if (value.empty() || UserHasSet(name)) continue;

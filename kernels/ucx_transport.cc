@@ -32,9 +32,11 @@ UcxTransport::UcxTransport(int size, Listener* listener)
 
 UcxTransport::~UcxTransport() { Close(0); }
 
-Status UcxTransport::Open(const std::string& net_devices, std::string* address) {
+Status UcxTransport::Open(const std::string& net_devices, double silence_seconds,
+                          std::string* address) {
   const int size = static_cast<int>(peers_.size());
-  const Status opened = OpenUcx(size, net_devices, &context_, &worker_);
+  const Status opened =
+      OpenUcx(size, net_devices, silence_seconds, &context_, &worker_);
   if (!opened.ok()) return opened;
   ucs_status_t status = ucp_worker_get_efd(worker_, &event_fd_);
   if (status != UCS_OK) return UcxError("UCX has no event descriptor", status);
@@ -137,6 +139,12 @@ std::string UcxTransport::Describe(int rank) {
   if (peer.data == nullptr || peer.down) return "not connected";
   return "data: " + EndpointTransports(peer.data) +
          "; monitor: " + EndpointTransports(peer.monitor);
+}
+
+bool UcxTransport::SharesMemory(int rank) {
+  Hold hold(this);
+  const ucp_ep_h data = peers_[rank].data;
+  return data != nullptr && IsSharedMemory(EndpointTransports(data));
 }
 
 bool UcxTransport::WaitUntil(double seconds, const std::function<bool()>& ready) {

@@ -9,7 +9,9 @@
 //
 // Endpoints. UCX reports a peer's death only on endpoints that do without shared
 // memory. So each peer has two: `data`, over shared memory where there is any, and
-// `monitor`, over the network, which carries control words and notices the death.
+// `monitor`, over the network, which carries control words and notices the death. Of a
+// host that is cut off or without power there is only silence, which nothing but words
+// to it can bring to light; the listener sends them.
 #ifndef SMP_TF_KERNELS_UCX_TRANSPORT_H_
 #define SMP_TF_KERNELS_UCX_TRANSPORT_H_
 
@@ -42,7 +44,8 @@ class UcxTransport : public Transport {
   UcxTransport(int size, Listener* listener);
   ~UcxTransport() override;
 
-  Status Open(const std::string& net_devices, std::string* address);
+  Status Open(const std::string& net_devices, double silence_seconds,
+              std::string* address);
   Status Connect(int peer, const void* address);
   void Start();
 
@@ -66,6 +69,7 @@ class UcxTransport : public Transport {
   bool WaitForSends(double seconds);
 
   std::string Describe(int peer);
+  bool SharesMemory(int peer);  // with this process: it is on the same host
   bool OnOwnThread() const { return std::this_thread::get_id() == thread_.get_id(); }
 
  private:

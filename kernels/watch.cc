@@ -31,6 +31,15 @@ void Watch::Remove(uint64_t id) {
   entries_.erase(id);
 }
 
+void Watch::Restart(const std::vector<uint64_t>& ids) {
+  const auto now = Clock::now();
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (const uint64_t id : ids) {
+    const auto found = entries_.find(id);
+    if (found != entries_.end()) found->second.since = now;
+  }
+}
+
 void Watch::Tick(Clock::time_point now) {
   std::vector<TicketPtr> expired, stalled;
   {

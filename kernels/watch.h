@@ -7,6 +7,7 @@
 #include <mutex>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "ticket.h"
 
@@ -24,6 +25,9 @@ class Watch {
 
   void Add(const TicketPtr& ticket);
   void Remove(uint64_t id);
+
+  // Their times count from here, those that are watched.
+  void Restart(const std::vector<uint64_t>& ids);
 
   // To be called every now and then; a deadline is met no sharper than that.
   void Tick(Clock::time_point now);

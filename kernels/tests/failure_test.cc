@@ -20,12 +20,6 @@ constexpr size_t kLarge = 4 << 20;
 // A death is seen within 100 ms where nothing else runs; tests share their machine.
 constexpr double kSeenSeconds = 2;
 
-#define CHECK_HAS(text, part)                                               \
-  do {                                                                      \
-    const std::string smp_text = (text);                                    \
-    if (smp_text.find(part) == std::string::npos) CHECK_EQ(smp_text, part); \
-  } while (false)
-
 void Kill(const JobPtr&) { raise(SIGKILL); }
 
 RoutePtr To(int peer, uint32_t channel) {
@@ -97,6 +91,21 @@ void SurvivorsNameTheFirst(Rank& self) {
   if (self.rank == 3) Kill(job);
   CHECK_HAS(self.TryRecv(*job, (self.rank + 1) % self.size, 1).text, "rank 3 died (");
   std::_Exit(0);
+}
+
+// Ranks without memory in common are on different hosts: they say that they are alive,
+// and of a death the link may be the cause.
+void DeathOnAnotherHost(Rank& self) {
+  setenv("UCX_TLS", "tcp", 1);
+  self.options.silence_seconds = 0.6;
+  JobPtr job;
+  CHECK_EQ(self.Join(&job).text, "");
+  usleep(1000000);  // ten words to the other one
+  std::string failure;
+  CHECK(!job->Failure(&failure));
+  self.Meet();
+  if (self.rank == 1) Kill(job);
+  CHECK_HAS(self.TryRecv(*job, 1, 1).text, "rank 1 died or is cut off (");
 }
 
 void AbortCarriesItsReason(Rank& self) {
@@ -248,6 +257,7 @@ int main() {
   RunRanks("death ends every wait", 3, DeathEndsEveryWait, {0, SIGKILL, 0});
   RunRanks("death during transfers", 2, DeathDuringTransfers, {0, SIGKILL});
   RunRanks("survivors name the first", 4, SurvivorsNameTheFirst, {0, 0, 0, SIGKILL});
+  RunRanks("death on another host", 2, DeathOnAnotherHost, {0, SIGKILL});
   RunRanks("abort carries its reason", 3, AbortCarriesItsReason);
   RunRanks("leaving is no death", 2, LeavingIsNoDeath);
   RunRanks("exit is a leave", 2, ExitIsALeave);

@@ -6,7 +6,7 @@ short slices (``wait``), or signals would never reach Python.
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ Memory = npt.NDArray[np.uint8]
 
 _ADDRESS_BYTES = 64 * 1024  # far more than a UCX worker address takes
 _TEXT_BYTES = 4096
+_NCCL_ID_BYTES = 128
 
 _INT, _SECONDS, _TEXT = ctypes.c_int, ctypes.c_double, ctypes.c_char_p
 _CHANNEL, _REQUEST = ctypes.c_uint32, ctypes.c_int64
@@ -37,6 +38,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {  # name -> result, arguments
     "smp_failure": (_INT, _POINTER, _LENGTH),
     "smp_close": (_INT, _SECONDS),
     "smp_describe": (_INT, _INT, _POINTER, _LENGTH),
+    "smp_gpu_open": (_INT, _INT),
+    "smp_nccl_id": (_INT, _POINTER, _LENGTH),
+    "smp_nccl_connect": (_INT, _INT, _INT, _TEXT, _LENGTH),
+    "smp_nccl_group": (_INT, _POINTER, _INT, _TEXT, _LENGTH),
 }
 
 
@@ -135,6 +140,38 @@ class Engine:
         text = ctypes.create_string_buffer(_TEXT_BYTES)
         self._call("smp_describe", peer, text, len(text))
         return text.value.decode(errors="replace")
+
+    def open_gpu(self, ordinal: int) -> None:
+        """Let tensors in the memory of a GPU, the ``ordinal``-th visible one, travel.
+
+        Once, after ``start``.
+        """
+        self._call("smp_gpu_open", ordinal)
+
+    def nccl_id(self) -> bytes:
+        """What both ends of a new connection between two GPUs need."""
+        made = np.empty(_NCCL_ID_BYTES, np.uint8)
+        length = self._call("smp_nccl_id", made.ctypes.data, made.nbytes)
+        return made[:length].tobytes()
+
+    def connect_gpu(self, peer: int, sends: bool, nccl_id: bytes) -> None:
+        """Connect with the GPU of ``peer``, to send to it or to receive from it.
+
+        Returns when both ranks are there, within timeout_s. Ranks that make several
+        connections must make them in an order that all of them agree on.
+        """
+        self._call("smp_nccl_connect", peer, int(sends), nccl_id, len(nccl_id))
+
+    def connect_group(self, ranks: Sequence[int], nccl_id: bytes) -> int:
+        """Connect the GPUs of a group, this rank's among them, for sums.
+
+        As ``connect_gpu``. Returns the number that ``ops.sum_post`` takes.
+        """
+        numbers = np.array(ranks, np.int32)
+        memory = numbers.ctypes.data
+        return self._call(
+            "smp_nccl_group", memory, len(numbers), nccl_id, len(nccl_id)
+        )
 
     def _call(self, name: str, *arguments: Any) -> int:
         result: int = self._calls[name](*arguments)

@@ -10,10 +10,14 @@ so that neither end waits longer than it must:
 The n-th send of a channel meets its n-th receive. ``peer`` is a world rank, ``channel``
 a number below 2**28 that both ends derive alike, ``shape`` what both ends know of the
 shape (fully defined: the data travels alone; otherwise the true shape goes ahead of
-it), and ``label`` the tensor's name in errors. At run time the ops fail with
-``UnavailableError`` (a rank died, failed or left), ``DeadlineExceededError`` (nothing
-came within ``timeout_s`` of the wait), ``DataLossError`` (the ends disagree about size,
-type or shape), ``CancelledError`` and ``FailedPreconditionError`` (no job is open).
+it), and ``label`` the tensor's name in errors. ``more`` says that the next operation
+sends to, or receives from, the same rank. On a GPU the tensors travel by NCCL, those
+that follow each other together, and ``recv_wait`` lets the device wait rather than the
+program; ``send_flush`` then waits for what was received as well. At run time the ops
+fail with ``UnavailableError`` (a rank died, failed or left),
+``DeadlineExceededError`` (nothing came within ``timeout_s`` of the wait),
+``DataLossError`` (the ends disagree about size, type or shape), ``CancelledError`` and
+``FailedPreconditionError`` (no job is open).
 
 The timeline (``events``) records an op between ``run_begin`` and ``run_end`` of its
 ``program`` as number ``event``, unless that is negative.
@@ -106,6 +110,7 @@ def send_post(
     channel: int,
     shape: tf.TensorShape,
     label: str,
+    more: bool = False,
     program: int = -1,
     event: int = -1,
 ) -> tf.Operation:
@@ -113,7 +118,7 @@ def send_post(
 
     Raises:
         tf.errors.InvalidArgumentError: at run time, the tensor does not have ``shape``;
-            or, when the op is made, its type is not plain bytes (strings, variants).
+            or its type is neither plain bytes nor strings (resources, variants).
     """
     return _load().ops.smp_send_post(
         tensor,
@@ -121,6 +126,7 @@ def send_post(
         channel=channel,
         shape=shape,
         label=label,
+        more=more,
         program=program,
         event=event,
     )
@@ -138,6 +144,7 @@ def recv_post(
     peer: int,
     channel: int,
     label: str,
+    more: bool = False,
     program: int = -1,
     event: int = -1,
 ) -> tf.Operation:
@@ -148,6 +155,7 @@ def recv_post(
         channel=channel,
         shape=shape,
         label=label,
+        more=more,
         program=program,
         event=event,
     )
@@ -160,6 +168,7 @@ def recv_wait(
     peer: int,
     channel: int,
     label: str,
+    more: bool = False,
     program: int = -1,
     event: int = -1,
 ) -> tf.Tensor:
@@ -173,6 +182,27 @@ def recv_wait(
         channel=channel,
         shape=shape,
         label=label,
+        more=more,
         program=program,
         event=event,
     )
+
+
+def sum_post(tensor: tf.Tensor, *, group: int, label: str) -> Any:
+    """Begin to add up ``tensor`` over the GPUs of a group; for ``sum_wait``.
+
+    Every rank of the group must begin its sums in the same order.
+
+    Args:
+        group: of ``Engine.connect_group``.
+        label: what errors call the sum.
+
+    Returns:
+        (sum, handle); the operation that has begun it is ``sum.op``.
+    """
+    return _load().ops.smp_sum_post(tensor, group=group, label=label)
+
+
+def sum_wait(total: tf.Tensor, handle: tf.Tensor) -> tf.Tensor:
+    """The sum, once it is there; what does not read it goes on meanwhile."""
+    return _load().ops.smp_sum_wait(total, handle)

@@ -73,7 +73,10 @@ def test_without_a_job_the_ops_say_so():
 
 def test_tensors_that_are_not_plain_bytes_are_refused():
     with pytest.raises(tf.errors.InvalidArgumentError, match="plain bytes.*label=x"):
-        ops.send_post(tf.constant("text"), peer=1, channel=1, shape=[], label="x")
+        items = tf.raw_ops.EmptyTensorList(
+            element_shape=[1], max_num_elements=1, element_dtype=tf.float32
+        )
+        ops.send_post(items, peer=1, channel=1, shape=[], label="x")
 
 
 def test_channels_have_28_bits():
