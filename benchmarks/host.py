@@ -42,7 +42,8 @@ def launch_ranks(
     Args:
         env: added to this process's.
     """
-    command = [str(Path(sys.executable).parent / "horovodrun"), "-np", str(size)]
+    command = [str(Path(sys.executable).parent / "horovodrun"), "--gloo"]
+    command += ["-np", str(size)]
     command += [sys.executable, str(Path(script).resolve()), "--rank", *arguments]
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(

@@ -4,20 +4,23 @@
 
 Two ranks, each pinned to one core, train a stack of transformer blocks at M = 16 over a
 link that is 0 and 20 ms slow, by turns in launches of their own: kernels built for
-tests keep every message back for so long (kernels/tests/slow_link.cc). `interleaved`
-keeps no more microbatches than ranks, too few to hide 20 ms each way on a stage of
-65 ms; `zero_bubble` may keep p + 2.
+tests keep every message back for so long (kernels/tests/slow_link.cc). The ranks
+measure the link with the profile, and plan for it: the same blocks on each rank, and as
+many microbatches on the way as hide the delay, within `active_microbatches`.
 
-The last line: how much longer a step takes in the medians of all launches, by schedule.
+A step is timed from its start to that of the next one. The last line: how much longer
+it takes in the medians of all launches, by schedule.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -32,19 +35,22 @@ MICROBATCHES, STEPS = 16, 8
 BLOCKS, DIM, LENGTH, ROWS = 8, 256, 128, 4  # ROWS in each microbatch
 
 
-def launch(schedule: str, library: str, milliseconds: float) -> float:
-    """Median seconds of a step in a launch of its own."""
+def launch(
+    schedule: str, library: str, partition: str, milliseconds: float
+) -> tuple[float, int]:
+    """Median seconds of a step in a launch of its own; microbatches that ranks keep."""
     from tests import slow_link
 
     late = slow_link.delay(milliseconds)
-    output = host.launch_ranks(2, __file__, schedule, library, env=late)
-    found = re.search(r"median=([\d.]+)", output)
+    output = host.launch_ranks(2, __file__, schedule, library, partition, env=late)
+    found = re.search(r"median=([\d.]+) kept=(\d+)", output)
     if found is None:
         sys.exit(f"no rank reported\n{output}")
-    return float(found[1])
+    return float(found[1]), int(found[2])
 
 
-def run_rank(schedule: str, library: str) -> None:
+def run_rank(schedule: str, library: str, partition: str) -> None:
+    """Train; the partition is followed, or written if there is none yet."""
     host.pin_rank()
     os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1")
 
@@ -56,12 +62,15 @@ def run_rank(schedule: str, library: str) -> None:
     from tests import slow_link
 
     slow_link.use(Path(library))
+    is_planned = Path(partition).exists()
+    given = {"profile": True, "partition_file": partition} if is_planned else {}
     smp.init(
         {
             "microbatches": MICROBATCHES,
             "pipeline": schedule,
             "optimize": "speed",
             "memory_weight": 0.0,
+            **given,
         }
     )
 
@@ -89,23 +98,42 @@ def run_rank(schedule: str, library: str) -> None:
         return [gradient.accumulate() for gradient in gradients], loss.reduce_mean()
 
     x = tf.random.stateless_normal([MICROBATCHES * ROWS, LENGTH, DIM], [1, 2])
-    seconds = []
-    for _ in range(STEPS):
-        smp.barrier()
-        start = time.perf_counter()
+    plan = forward_backward.plan(x)
+    starts = []
+    for _ in range(STEPS if is_planned else 0):
+        starts.append(time.perf_counter())
         _, loss = step(x)
         loss.numpy()
-        smp.barrier()
-        seconds.append(time.perf_counter() - start)
-    if smp.rank() == 0:
-        print(f"median={statistics.median(seconds[2:]):.4f}", flush=True)
+    seconds = [after - before for before, after in itertools.pairwise(starts)]
+    if smp.rank() == 0 and is_planned:
+        kept = max(plan.report.peak_live)
+        print(f"median={statistics.median(seconds[2:]):.4f} kept={kept}", flush=True)
+    elif smp.rank() == 0:
+        plan.save(partition)
     smp.shutdown()
+
+
+def compare(
+    library: str, partition: str, launches: int
+) -> dict[tuple[str, float], list[float]]:
+    """(schedule, milliseconds) -> seconds of a step in each launch."""
+    host.launch_ranks(2, __file__, SCHEDULES[0], library, partition)
+    seconds: dict[tuple[str, float], list[float]] = {}
+    for _ in range(launches):
+        for schedule in SCHEDULES:
+            row = []
+            for milliseconds in MILLISECONDS:
+                took, kept = launch(schedule, library, partition, milliseconds)
+                seconds.setdefault((schedule, milliseconds), []).append(took)
+                row.append(f"{f'{took:.3f} ({kept})':>17}")
+            print(f"{schedule:>12}  " + "  ".join(row), flush=True)
+    return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--launches", type=int, default=2)
-    parser.add_argument("--rank", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--rank", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank:
         run_rank(*options.rank)
@@ -115,17 +143,11 @@ def main() -> None:
 
     library = str(slow_link.build())
     print(host.describe())
-    print(f"M = {MICROBATCHES}, {STEPS - 2} steps in a launch; seconds of a step")
-    names = [f"{milliseconds:.0f} ms late" for milliseconds in MILLISECONDS]
+    print(f"M = {MICROBATCHES}, {STEPS - 3} steps in a launch; seconds of a step")
+    names = [f"{milliseconds:.0f} ms late (kept)" for milliseconds in MILLISECONDS]
     print(f"{'schedule':>12}  " + "  ".join(names))
-    seconds: dict[tuple[str, float], list[float]] = {}
-    for _ in range(options.launches):
-        for schedule in SCHEDULES:
-            for milliseconds in MILLISECONDS:
-                took = launch(schedule, library, milliseconds)
-                seconds.setdefault((schedule, milliseconds), []).append(took)
-            row = (f"{seconds[schedule, each][-1]:10.3f}" for each in MILLISECONDS)
-            print(f"{schedule:>12}  " + "  ".join(row), flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        seconds = compare(library, f"{directory}/partition.json", options.launches)
     growth = {
         schedule: statistics.median(seconds[schedule, MILLISECONDS[1]])
         / statistics.median(seconds[schedule, MILLISECONDS[0]])

@@ -11,7 +11,8 @@ PyTorch in one process. All processes are started once and take turns in every r
 whoever has no turn sleeps, and a turn is repeated if something else ran on the machine
 meanwhile. Loss and gradients are compared with those of one process.
 
-    one, pipeline   ms of a step, medians of the rounds
+    one, pipeline   ms of a step, medians of the rounds; one process runs first and
+                    last in a round, which takes the mean
     speed-up        median of the rounds' ratios one / pipeline
     best            the fastest of one / the fastest of pipeline
     of ideal        speed-up / (2 M / (M + 1)), which is what 1F1B and GPipe could reach
@@ -72,7 +73,7 @@ class Contest:
     schedule: str
     microbatches: int
     plan: dict[str, Any] = dataclasses.field(default_factory=dict)
-    one: list[Any] = dataclasses.field(default_factory=list)
+    one: list[Any] = dataclasses.field(default_factory=list)  # [round][run]
     ranks: list[Any] = dataclasses.field(default_factory=list)
 
     @property
@@ -82,12 +83,12 @@ class Contest:
     @property
     def speedup(self) -> float:
         pairs = zip(self.one, self.ranks, strict=True)
-        return statistics.median(span([a]) / span(b) for a, b in pairs)
+        return statistics.median(seconds(a) / span(b) for a, b in pairs)
 
     def row(self, base: dict[str, Any]) -> list[str]:
-        one = [span([each]) for each in self.one]
+        one = [seconds(each) for each in self.one]
         pipeline = [span(each) for each in self.ranks]
-        core = statistics.median(each[2] for each in self.one)
+        core = statistics.median(run[2] for each in self.one for run in each)
         busy = [
             1e3 * statistics.median(each[rank][2] for each in self.ranks)
             for rank in range(teams.RANKS)
@@ -146,6 +147,11 @@ def span(runs: Sequence[tuple[float, float, float]]) -> float:
     return max(run[1] for run in runs) - min(run[0] for run in runs)
 
 
+def seconds(runs: Sequence[tuple[float, float, float]]) -> float:
+    """Of one process in a round: the mean of its runs."""
+    return statistics.mean(span([run]) for run in runs)
+
+
 # --- the two frameworks ---------------------------------------------------------------
 
 
@@ -164,7 +170,7 @@ class TensorFlow:
         self._of: dict[str, teams.Team] = {}
         for name in schedules:
             more = config_of(name)
-            command = [str(Path(sys.executable).parent / "horovodrun")]
+            command = [str(Path(sys.executable).parent / "horovodrun"), "--gloo"]
             command += ["-np", str(teams.RANKS), sys.executable, script, "ranks"]
             command += [json.dumps({**CONFIG, **config, **more})]
             self._of[name] = teams.Team(name, [command], teams.RANKS, folder)
@@ -275,12 +281,16 @@ def compare(
             one = referee.watch(framework.run_one)
             for contest in turns[:: -1 if round_index % 2 else 1]:
                 run = functools.partial(framework.run, contest.schedule)
-                contest.one += one
                 contest.ranks.append(referee.watch(run))
             if num_microbatches <= CROWDED_UP_TO:
                 runs = referee.watch(framework.run_both)
+            # Once more, as the machine's speed drifts while the pipelines run.
+            one += referee.watch(framework.run_one)
+            for contest in turns:
+                contest.one.append(one)
+            if num_microbatches <= CROWDED_UP_TO:
                 both = statistics.mean(span([each]) for each in runs)
-                crowded[framework].append(both / span(one))
+                crowded[framework].append(both / seconds(one))
     rows = [contest for turns in contests.values() for contest in turns]
     base = next((each.plan for each in rows if each.schedule == BASE), {})
     for contest in rows:
@@ -317,11 +327,11 @@ def summary(rows: Sequence[Contest]) -> str:
 
 
 def known_schedules() -> list[str]:
-    """Those that smp_tf can build now: zero bubble also with less memory."""
+    """Those of smp_tf: zero bubble also with less memory, and in a V."""
     sys.path.insert(0, str(HERE.parent))
     from smp_tf.plan.schedules import NAMES
 
-    return [*NAMES, *(["zero_bubble@3"] if "zero_bubble" in NAMES else [])]
+    return [*NAMES, "zero_bubble@3", "zero_bubble@3x2"]
 
 
 def can_import_torch(python: str) -> bool:

@@ -280,7 +280,8 @@ class Job:
     """This file on some ranks, and what their rank 0 says."""
 
     def __init__(self, ranks: int, *arguments: str) -> None:
-        command = [str(Path(sys.executable).parent / "horovodrun"), "-np", str(ranks)]
+        command = [str(Path(sys.executable).parent / "horovodrun"), "--gloo"]
+        command += ["-np", str(ranks)]
         command += [sys.executable, str(Path(__file__).resolve()), "--rank"]
         command += arguments
         quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def launch(repeats: int) -> int:
     """Run this file on two ranks; print their output without the launcher's prefix."""
-    command = [str(Path(sys.executable).parent / "horovodrun"), "-np", "2"]
+    command = [str(Path(sys.executable).parent / "horovodrun"), "--gloo", "-np", "2"]
     command += [sys.executable, str(Path(__file__).resolve()), "--rank"]
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(

@@ -66,7 +66,7 @@ def _why_it_is_one(
             "give them variables of their own",
         )
     return (
-        "a tensor that cannot be sent (variant, string, unknown rank) joins them, or"
+        "a tensor that cannot be sent (variant, resource, unknown rank) joins them, or"
         " they are colocated",
         "pass ordinary tensors between them",
     )

@@ -16,11 +16,6 @@ from smp_tf.plan.roles import Roles
 FLOPS_PER_SECOND = 5e10
 BYTES_PER_SECOND = 5e9
 
-# A message between two processes of a host, from benchmarks/send_recv.py and a receiver
-# that has to wake up; between hosts it takes longer.
-MESSAGE_SECONDS = 1.5e-4
-MESSAGE_BYTES_PER_SECOND = 3e9
-
 OPTIMIZER_SLOTS = 2
 """Slots per trainable weight: Adam's. A step does not say which optimizer follows."""
 
@@ -134,11 +129,6 @@ def node_seconds(graph: Graph, node: Node) -> float:
     moved = sum(spec.num_bytes for spec in node.outputs)
     moved += sum(graph.spec(tensor).num_bytes for tensor in node.inputs)
     return max(node_flops(graph, node) / FLOPS_PER_SECOND, moved / BYTES_PER_SECOND)
-
-
-def message_seconds(num_bytes: int) -> float:
-    """Estimated time from a tensor's end on one rank to its start on another."""
-    return MESSAGE_SECONDS + num_bytes / MESSAGE_BYTES_PER_SECOND
 
 
 def _inner(body: Graph) -> Iterator[Node]:

@@ -30,6 +30,7 @@ DTYPE_BYTES: Mapping[str, int] = {
     "float64": 8,
     "complex64": 8,
     "complex128": 16,
+    "string": 24,  # a guess: TensorFlow's own size of one, without long characters
 }
 """Bytes per element of what can cross ranks; any other dtype stays on its rank."""
 

@@ -10,7 +10,7 @@ to the sums before the next piece begins.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from smp_tf.plan.graph import Graph, node_of
 from smp_tf.plan.segment import Segment
@@ -25,16 +25,16 @@ def split_segment(
     graph: Graph,
     segment: Segment,
     gradient_bytes: Mapping[str, int],
-    limit: int | None = None,
+    limit: int = PIECE_BYTES,
 ) -> list[Segment]:
     """Pieces in order; nodes, inputs and outputs differ, all else is the segment's.
 
     Args:
         gradient_bytes: returned tensors that are added up -> their size.
-        limit: bytes that end a piece, ``PIECE_BYTES`` if not said.
+        limit: bytes of returned tensors that end a piece.
     """
     total = sum(gradient_bytes.get(tensor, 0) for tensor in segment.outputs)
-    limit = max(PIECE_BYTES if limit is None else limit, total // MAX_PIECES)
+    limit = max(limit, total // MAX_PIECES)
     if total < 2 * limit:
         if not segment.late:
             return [segment]
@@ -52,6 +52,21 @@ def split_segment(
         return [segment]
     count = max(number.values()) + 1
     return [_piece(graph, segment, number, crossing, i) for i in range(count)]
+
+
+def number_pieces(pieces: Iterable[Segment]) -> dict[tuple[int, str], int]:
+    """(stage, tensor that leaves it) -> which of the stage's pieces makes it.
+
+    Args:
+        pieces: those of a stage in order.
+    """
+    found: dict[tuple[int, str], int] = {}
+    count: dict[int, int] = {}
+    for piece in pieces:
+        number = count.setdefault(piece.stage, 0)
+        found.update({(piece.stage, tensor): number for tensor in piece.outputs})
+        count[piece.stage] += 1
+    return found
 
 
 def _number_nodes(

@@ -127,6 +127,7 @@ class _Planner:
             config.partitions,
             self.seconds,
             split_backward=config.pipeline == "zero_bubble",
+            links=self.profile.links if self.profile else None,
         )
         segments = order_state(
             self.graph,

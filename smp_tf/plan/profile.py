@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from smp_tf.plan.atoms import Atom, Atoms
 from smp_tf.plan.cost import Cost, node_seconds
 from smp_tf.plan.graph import Graph, node_of
+from smp_tf.plan.link import Links
 from smp_tf.plan.roles import Roles
 
 MOST_GROUPS = 64
@@ -64,9 +65,15 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Profile:
-    """What was measured, in the order of the model. ``smp.profile_table`` shows it."""
+    """What was measured. ``smp.profile_table`` shows it.
+
+    Attributes:
+        rows: in the order of the model.
+        links: between the ranks of a job, which have to be there for it.
+    """
 
     rows: tuple[Row, ...]
+    links: Links = dataclasses.field(default_factory=dict)
 
     @property
     def forward_seconds(self) -> float:
@@ -83,7 +90,7 @@ class Profile:
         return 1.0 if found is None else found
 
     def __add__(self, other: "Profile") -> "Profile":
-        return Profile(self.rows + other.rows)
+        return Profile(self.rows + other.rows, {**other.links, **self.links})
 
     def __repr__(self) -> str:
         return (
@@ -103,7 +110,7 @@ class Profile:
             layers = tuple(names[each] for each in row.layers if each in names)
             if layers or not row.layers:
                 rows.append(dataclasses.replace(row, layers=layers))
-        return Profile(tuple(rows))
+        return Profile(tuple(rows), self.links)
 
 
 def layer_paths(graph: Graph) -> tuple[str, ...]:

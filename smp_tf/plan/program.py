@@ -5,19 +5,31 @@
 A program is a list of instructions that run strictly one after the other. A receive has
 two of them: it is posted some actions ahead, so that the tensor travels while the rank
 computes, and waited for where it is read.
+
+Receives from a rank are posted in the order in which that rank sends: NCCL knows no
+tags, and matches by order (transport design; "Point To Point Communication Functions",
+NCCL documentation). A tensor that is read late is posted early where another one of the
+same rank, sent after it, is read before it.
 """
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from smp_tf.plan.action import Action, Schedule
 from smp_tf.plan.graph import TensorSpec
-from smp_tf.plan.segment import SegmentPlan
+from smp_tf.plan.segment import Cut, SegmentPlan
 
 RECEIVE_AHEAD = 1
 """Compute actions between posting a receive and its reader. One loses nothing
 against posting everything at step start, and bounds the receive buffers."""
+
+PieceOf = Mapping[tuple[int, str], int]
+"""(stage, tensor) -> which piece of the stage's segment makes it; 0 if not in it."""
+
+_WHOLE: PieceOf = MappingProxyType({})
 
 
 class Operation(enum.Enum):
@@ -78,16 +90,24 @@ def lower_program(
     pp_rank: int,
     num_microbatches: int,
     first_channel: int,
+    piece_of: PieceOf = _WHOLE,
 ) -> Program:
     """Spell out one rank's actions.
 
     Args:
         schedule: with messages, checked.
         first_channel: numbers below are taken by steps traced earlier.
+        piece_of: of the segments of all ranks: what a piece makes leaves before the
+            next one runs. The same on all ranks.
     """
-    cuts = list(enumerate(plan.cuts))
+    cuts: dict[tuple[int, int, int], list[tuple[int, Cut]]] = {}
+    for index, cut in enumerate(plan.cuts):
+        cuts.setdefault((cut.stage, cut.source, cut.peer), []).append((index, cut))
+    for sent in cuts.values():
+        sent.sort(key=lambda each: piece_of.get((each[1].stage, each[1].tensor), 0))
 
     def channels(action: Action, source: int, peer: int, other: int) -> list[Channel]:
+        """In the order in which they are sent."""
         return [
             Channel(
                 first_channel + index * num_microbatches + action.mb,
@@ -95,20 +115,17 @@ def lower_program(
                 other,
                 cut.spec,
             )
-            for index, cut in cuts
-            if (cut.stage, cut.source, cut.peer) == (action.stage, source, peer)
+            for index, cut in cuts.get((action.stage, source, peer), ())
         ]
 
     before: list[list[Instruction]] = [[]]  # [k] goes directly before the k-th call
-    posts: list[list[Instruction]] = [
-        []
-    ]  # [k] goes directly before ``before[k]``'s call
     calls: list[Instruction] = []
+    posts: dict[int, Instruction] = {}  # channel -> its post
+    place: dict[int, int] = {}  # channel -> call that its post goes before, or earlier
     for action in schedule.ranks[pp_rank]:
         if action.kind.is_compute:
             calls.append(Instruction(Operation.CALL, action.stage, action.mb))
             before.append([])
-            posts.append([])
             continue
         assert action.peer is not None  # messages have one; checked by Action
         if action.kind.is_send:
@@ -118,14 +135,22 @@ def lower_program(
                 )
             continue
         for channel in channels(action, action.peer, pp_rank, action.peer):
-            ahead = max(len(calls) - RECEIVE_AHEAD, 0)
-            posts[ahead].append(
-                Instruction(Operation.POST, action.stage, action.mb, channel)
-            )
-            before[-1].append(
-                Instruction(Operation.WAIT, action.stage, action.mb, channel)
-            )
-    return Program(pp_rank, num_microbatches, tuple(_in_order(before, posts, calls)))
+            mark = action.stage, action.mb, channel
+            posts[channel.number] = Instruction(Operation.POST, *mark)
+            place[channel.number] = max(len(calls) - RECEIVE_AHEAD, 0)
+            before[-1].append(Instruction(Operation.WAIT, *mark))
+    posted: list[list[Instruction]] = [[] for _ in before]
+    for peer, actions in enumerate(schedule.ranks):
+        numbers = [
+            channel.number
+            for action in actions
+            if action.kind.is_send and action.peer == pp_rank
+            for channel in channels(action, peer, pp_rank, peer)
+        ]
+        latest = [*itertools.accumulate((place[n] for n in reversed(numbers)), min)]
+        for number, k in zip(numbers, reversed(latest), strict=True):
+            posted[k].append(posts[number])
+    return Program(pp_rank, num_microbatches, tuple(_in_order(before, posted, calls)))
 
 
 def _in_order(

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from smp_tf.errors import PartitionError
 from smp_tf.plan.atoms import Atoms
-from smp_tf.plan.cost import message_seconds
 from smp_tf.plan.graph import Graph, Node, TensorSpec, node_of
+from smp_tf.plan.link import Links, link_between
 from smp_tf.plan.pipeline import Kind, Message, Pipeline, Stage
 from smp_tf.plan.roles import Roles
 from smp_tf.plan.weight_gradients import Instance, Placed, find_deferrable
@@ -87,12 +87,14 @@ class SegmentPlan:
         segments: in pipeline order; a segment's place is its stage.
         cuts: ordered by stage, tensor, peer; the same on every rank.
         return_stage: returned tensor -> pp_rank that needs it -> stage that makes it.
+        links: how long messages take, where it was measured.
     """
 
     num_partitions: int
     segments: tuple[Segment, ...]
     cuts: tuple[Cut, ...]
     return_stage: Mapping[str, Mapping[int, int]]
+    links: Links = dataclasses.field(default_factory=dict)
 
     def pipeline(self) -> Pipeline:
         """What a schedule needs to know of it."""
@@ -107,15 +109,15 @@ class SegmentPlan:
             ),
             num_ranks=self.num_partitions,
             messages=tuple(
-                Message(stage, peer, self._seconds_to_arrival(stage, size))
+                Message(stage, peer, self._seconds_to_arrival(stage, peer, size))
                 for (stage, peer), size in sorted(sizes.items())
             ),
         )
 
-    def _seconds_to_arrival(self, stage: int, size: int) -> float:
+    def _seconds_to_arrival(self, stage: int, peer: int, size: int) -> float:
         segment = self.segments[stage]
-        left = message_seconds(size) - segment.late_seconds
-        return max(left, -segment.seconds)
+        link = link_between(self.links, segment.partition, peer)
+        return max(link.seconds(size) - segment.late_seconds, -segment.seconds)
 
 
 def split_segments(
@@ -126,6 +128,7 @@ def split_segments(
     num_partitions: int,
     seconds: Mapping[str, float],
     split_backward: bool = False,
+    links: Links | None = None,
 ) -> SegmentPlan:
     """Cut a step.
 
@@ -134,6 +137,7 @@ def split_segments(
         seconds: estimated time of a node, for scheduling.
         split_backward: a backward level becomes a segment I, for which other ranks
             wait, and a segment W with the rest, where it has both.
+        links: between the ranks, where they were measured.
 
     Raises:
         PartitionError: a tensor that cannot be sent would have to cross ranks.
@@ -141,7 +145,8 @@ def split_segments(
     splitter = _Splitter(graph, roles, atoms, partition_of_atom, num_partitions)
     splitter.place_instances()
     splitter.defer_weight_gradients()
-    return splitter.plan(seconds, split_backward)
+    plan = splitter.plan(seconds, split_backward)
+    return dataclasses.replace(plan, links=links or {})
 
 
 class _Splitter:

@@ -5,9 +5,9 @@ One file, without scripts and without anything from the network.
 
 from collections.abc import Sequence
 
-from smp_tf.plan.cost import message_seconds
 from smp_tf.plan.explain import Border, borders
 from smp_tf.plan.forecast import Forecast, ScheduleForecast
+from smp_tf.plan.link import SAME_HOST
 from smp_tf.plan.ranking import Candidate
 from smp_tf.plan.segment import Cut
 from smp_tf.plan.step_plan import StepPlan
@@ -178,6 +178,13 @@ def _border(plan: StepPlan, border: Border) -> str:
     )
 
 
+def _latency(plan: StepPlan) -> str:
+    found = sorted(link.latency_seconds for link in plan.segments.links.values())
+    if not found:
+        return f"an estimated {timed(SAME_HOST.latency_seconds)}"
+    return " to ".join(dict.fromkeys(timed(each) for each in (found[0], found[-1])))
+
+
 def _timeline(plan: StepPlan) -> str:
     legend = "".join(
         tag("span", tag("i", class_=f"{kind} p0"), text(name))
@@ -192,8 +199,8 @@ def _timeline(plan: StepPlan) -> str:
         f" {plan.report.bubble:.1%} bubble"
     )
     introduction = (
-        f"Schedule {plan.pipeline}; between ranks a message takes an estimated"
-        f" {timed(message_seconds(0))} and its bytes. {_origin(plan)}"
+        f"Schedule {plan.pipeline}; between ranks a message takes {_latency(plan)} and"
+        f" its bytes. {_origin(plan)}"
     )
     return _section(
         "timeline",

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from smp_tf.errors import TraceError
+from smp_tf.errors import PartitionError, TraceError
 from smp_tf.plan.graph import Graph
 from smp_tf.plan.profile import Profile, layer_paths
+from smp_tf.plan.step_plan import StepPlan
 from smp_tf.runtime import session
 
 
@@ -28,20 +29,42 @@ def require_same_graph(step: str, graph: Graph, first_channel: int) -> None:
     raise TraceError(_first_difference(ranks, digests))
 
 
-def agree_on_profile(graph: Graph, mine: Profile | None) -> Profile | None:
-    """The profile of the first rank of the mp_group that has one, in the names that
-    layers have here. The graphs of the ranks are the same but for names."""
-    if session.mp_size() == 1:
-        return mine
+def agree_on_profile(
+    graph: Graph, mine: Profile | None, group: session.CommGroup = session.MP_GROUP
+) -> Profile | None:
+    """The profile of the first rank of ``group`` that has one, in the names that layers
+    have here. The graphs of the ranks are the same but for names."""
     paths = {path: str(i) for i, path in enumerate(layer_paths(graph))}
     numbered = None if mine is None else mine.renamed(paths)
-    found = [
-        each
-        for each in session.allgather(numbered, session.MP_GROUP)
-        if each is not None
-    ]
+    every = session.allgather(numbered, group)
+    if len(every) == 1:
+        return mine
+    found = [each for each in every if each is not None]
     names = {number: path for path, number in paths.items()}
     return found[0].renamed(names) if found else None
+
+
+def require_same_partition(step: str, plan: StepPlan) -> None:
+    """Compare where the variables are with the other ranks of the dp_group, which have
+    the same variables if the replicas of the model are partitioned alike.
+
+    Raises:
+        PartitionError: on every rank alike, if they are not.
+    """
+    owners = sorted(plan.owner.items())
+    found = session.allgather((step, owners), session.DP_GROUP)
+    if all(each == found[0] for each in found):
+        return
+    each = "; ".join(
+        f"rank {rank}: step={name!r} variables={len(owner)}"
+        f" on this partition={sum(p == session.pp_rank() for _, p in owner)}"
+        for rank, (name, owner) in zip(session.get_dp_group(), found, strict=True)
+    )
+    raise PartitionError(
+        "with horovod: true all replicas of a model must be partitioned alike, for"
+        f" their gradients are averaged: {each}; run the same code with batches of the"
+        " same shape on all of them, or give them a partition_file"
+    )
 
 
 def _first_difference(

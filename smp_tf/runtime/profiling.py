@@ -35,6 +35,7 @@ from smp_tf.plan.segment import Segment, SegmentPlan, split_segments
 from smp_tf.runtime import session
 from smp_tf.runtime.agree import agree_on_profile
 from smp_tf.runtime.arguments import Arguments, Feed, TensorArgument
+from smp_tf.runtime.link_times import measure_links
 from smp_tf.runtime.lower import lower_segments, noinline
 
 logger = logging.getLogger("smp_tf")
@@ -90,14 +91,19 @@ def measure(trace: StepTrace, arguments: Arguments, num_microbatches: int) -> Pr
 
 
 def profile_of_step(
-    step: str, trace: StepTrace, arguments: Arguments, known: Profile | None
+    step: str,
+    trace: StepTrace,
+    arguments: Arguments,
+    known: Profile | None,
+    num_microbatches: int,
 ) -> Profile | None:
     """The profile that a step of a job is planned with; the same on all ranks.
 
     That is what its models were partitioned with, else what ``model.profile`` has
     measured, else with ``profile: true`` what the first rank of the mp_group measures
     now, and the others wait for, ``timeout_s`` at most. If it cannot, it says why and
-    all use estimates.
+    all use estimates. To a profile belong the links between the ranks, which measure
+    them together. With Horovod all replicas plan with what the first one has found.
 
     Args:
         known: of the earlier steps of the models.
@@ -109,8 +115,13 @@ def profile_of_step(
     found = known or profile_of_models(trace.models)
     is_wanted = config.profile and config.partitions > 1
     if found is None and is_wanted and session.mp_rank() == 0:
-        found = _measure_or_warn(step, trace, arguments, config.microbatches)
-    return agree_on_profile(trace.graph, found)
+        found = _measure_or_warn(step, trace, arguments, num_microbatches)
+    agreed = agree_on_profile(trace.graph, found)
+    if agreed is not None and not agreed.links and session.pp_size() > 1:
+        agreed = dataclasses.replace(agreed, links=measure_links())
+    if is_first and config.horovod:
+        agreed = agree_on_profile(trace.graph, agreed, session.DP_GROUP)
+    return agreed
 
 
 def profile_of_models(models: Sequence[Any]) -> Profile | None:

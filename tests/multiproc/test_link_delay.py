@@ -58,3 +58,31 @@ def test_late_messages_carry_the_same_values() -> None:
     assert max(seconds for _, seconds, _ in late) < 2 * M * MILLISECONDS / 1e3
     for _, _, lasted in late:
         assert lasted[-1] > 0.9 * MILLISECONDS / 1e3
+
+
+def measure(library: pathlib.Path) -> Any:
+    """What two ranks plan with after they have measured themselves and the link."""
+    slow_link.use(library)
+    smp.init({"partitions": 2, "microbatches": M, "profile": True})
+    model = mlp(smp.DistributedModel)
+    step = smp.step(tape_step(model))
+    x, y = CASES["mlp"].data(2 * M)
+    plan, again = step.plan(x, y), step.plan(x[:M], y[:M])
+    found = plan.profile.links, again.profile.links, str(plan.schedule)
+    smp.shutdown()
+    return found
+
+
+@pytest.mark.timeout(400)
+def test_ranks_plan_with_the_link_as_it_is() -> None:
+    library = slow_link.build()
+    for milliseconds in (0.0, MILLISECONDS):
+        first, second = run_ranks(
+            2, measure, library, timeout=90, env=slow_link.delay(milliseconds)
+        )
+        assert first == second
+        links, again, _ = first
+        assert links == again and set(links) == {(0, 1), (1, 0)}
+        least = milliseconds / 1e3
+        for link in links.values():
+            assert least < link.latency_seconds < least + MILLISECONDS / 2e3

@@ -113,7 +113,7 @@ def work() -> dict[str, Any]:
 
 def smp_rank() -> int:
     """Known before ``smp.init``."""
-    from smp_tf.config import launch
+    from smp_tf.launch import launch
 
     return launch().rank
 

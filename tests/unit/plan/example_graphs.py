@@ -281,6 +281,7 @@ class Analysed:
         partition_of_atom: Sequence[int],
         num_partitions=None,
         split_backward=False,
+        links=None,
     ) -> SegmentPlan:
         num_partitions = num_partitions or max(partition_of_atom) + 1
         return split_segments(
@@ -291,6 +292,7 @@ class Analysed:
             num_partitions,
             {},
             split_backward,
+            links,
         )
 
 

@@ -52,7 +52,7 @@ def renamed(graph, name):
         (TensorSpec("float32", None), 0, 0, False, "float32[?]"),
         (TensorSpec("variant", ()), 1, 0, False, "variant[]"),
         (TensorSpec("resource", ()), 1, 0, False, "resource[]"),
-        (TensorSpec("string", (3,)), 3, 0, False, "string[3]"),
+        (TensorSpec("string", (3,)), 3, 72, True, "string[3]"),
     ],
 )
 def test_specs(spec, elements, size, crosses, text):

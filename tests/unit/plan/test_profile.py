@@ -6,9 +6,11 @@ import pytest
 
 from smp_tf.config import resolve
 from smp_tf.plan.atoms import Atom, Atoms
+from smp_tf.plan.check import check
 from smp_tf.plan.cost import Cost, atom_costs, node_seconds
 from smp_tf.plan.forecast import forecast
 from smp_tf.plan.graph import Graph
+from smp_tf.plan.link import Link
 from smp_tf.plan.plan_step import plan_step
 from smp_tf.plan.profile import (
     Profile,
@@ -228,6 +230,39 @@ def test_the_partition_follows_the_measurement():
     assert seconds == pytest.approx([9.0, 3.0, 3.0, 9.0])
     # Rank 0 alone is busy for 2 x 9 + 2 x 9; rank 1 adds to it what cannot overlap.
     assert 36.0 <= plan.report.seconds <= 42.0
+
+
+def test_a_slow_link_keeps_more_microbatches_on_the_way():
+    """Stages of 65 ms and messages of 20 ms: without one more, rank 0 waits for each
+    microbatch to come back."""
+    step = analyse(chain(4))
+    times = measured(step, [0.01] * 4, [0.0225] * 4)
+    slow = Link(latency_seconds=0.02, bytes_per_second=1e9)
+    links = {(0, 1): slow, (1, 0): slow}
+    late = dataclasses.replace(times, links=links)
+    fast, known = (
+        planned(4, each, microbatches=16, memory_weight=0.0) for each in (times, late)
+    )
+    assert known.segments.links == links
+    assert fast.report.peak_live == (2, 1)
+    assert known.report.peak_live == (3, 1)
+    assert known.report.seconds < 1.06 * fast.report.seconds
+    # As the schedule for a fast link would fare on the slow one:
+    unaware = check(fast.schedule, known.segments.pipeline(), 16)
+    assert unaware.seconds > 1.06 * fast.report.seconds
+
+
+def test_profiles_keep_their_links():
+    links = {(0, 1): Link(0.02, 1e9), (1, 0): Link(0.02, 1e9)}
+    profile = Profile((row(1, "m/a"),), links)
+    assert profile.renamed({"m/a": "m/b"}).links == links
+    assert (profile + Profile((row(2, "m/c"),))).links == links
+    assert (Profile((row(2, "m/c"),)) + profile).links == links
+    told = [line.split() for line in profile_table(profile).splitlines()[-2:]]
+    assert told == [
+        ["messages", "latency", "ms", "GB/s"],
+        ["ranks", "0", "and", "1", "20.000", "1"],
+    ]
 
 
 def test_tables_say_that_it_was_measured():

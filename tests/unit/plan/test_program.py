@@ -1,6 +1,7 @@
 """Programs: run by a small interpreter, they compute what the uncut step computes."""
 
 import collections
+import itertools
 import random
 
 import pytest
@@ -25,13 +26,16 @@ from tests.unit.plan.example_graphs import (
 )
 
 FIRST_CHANNEL = 100
+SEND = Operation.SEND
 
 
-def programs(plan, name="interleaved", microbatches=3, active=3):
+def programs(plan, name="interleaved", microbatches=3, active=3, piece_of=None):
     pipeline = plan.pipeline()
     schedule = add_messages(build(name, pipeline, microbatches, active), pipeline)
     return [
-        lower_program(plan, schedule, rank, microbatches, FIRST_CHANNEL)
+        lower_program(
+            plan, schedule, rank, microbatches, FIRST_CHANNEL, piece_of or {}
+        )
         for rank in range(plan.num_partitions)
     ]
 
@@ -147,14 +151,14 @@ def test_order_of_instructions():
     assert list(map(str, first.instructions)) == [
         "call stage 0 microbatch 0",
         "send stage 0 microbatch 0 dense_0/tanh:0",
+        "post stage 1 microbatch 0 loss:0",  # read at the end, but sent first
         "post stage 2 microbatch 0 grad/dense_1/dx:0",
         "call stage 0 microbatch 1",
         "send stage 0 microbatch 1 dense_0/tanh:0",
+        "post stage 1 microbatch 1 loss:0",
         "post stage 2 microbatch 1 grad/dense_1/dx:0",
         "wait stage 2 microbatch 0 grad/dense_1/dx:0",
         "call stage 3 microbatch 0",
-        "post stage 1 microbatch 0 loss:0",
-        "post stage 1 microbatch 1 loss:0",
         "wait stage 2 microbatch 1 grad/dense_1/dx:0",
         "call stage 3 microbatch 1",
         "wait stage 1 microbatch 0 loss:0",
@@ -167,13 +171,14 @@ def test_order_of_instructions():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_sends_follow_their_call_and_posts_are_just_ahead(seed):
+def test_sends_follow_their_call_and_posts_are_no_sooner_than_needed(seed):
     step = analyse(random_step(seed))
     partitions = min(3, len(step.atoms.atoms))
     plan = step.cut([i % partitions for i in range(len(step.atoms.atoms))])
-    for program in programs(plan, microbatches=4):
-        last_call, calls, posted_at = None, 0, {}
-        previous = None
+    every = programs(plan, microbatches=4)
+    for program in every:
+        last_call, previous, calls = None, None, 0
+        posted_at, wanted_at = {}, {}
         for i in program.instructions:
             if i.operation is Operation.CALL:
                 last_call, calls = (i.stage, i.mb), calls + 1
@@ -184,8 +189,48 @@ def test_sends_follow_their_call_and_posts_are_just_ahead(seed):
                 posted_at[i.channel.number] = calls
             else:
                 # at most RECEIVE_AHEAD calls between: bounds the buffers
-                assert calls - posted_at[i.channel.number] <= RECEIVE_AHEAD
+                wanted_at[i.channel.number] = max(calls - RECEIVE_AHEAD, 0)
             previous = i.operation
+        for peer in range(partitions):
+            sent = numbers(every[peer], Operation.SEND, program.pp_rank)
+            for place, number in enumerate(sent):
+                # ... but for what must not overtake it
+                soonest = min(wanted_at[each] for each in sent[place:])
+                assert posted_at[number] == soonest
+
+
+def numbers(program, operation, peer):
+    return [
+        i.channel.number
+        for i in program.instructions
+        if i.operation is operation and i.channel.peer == peer
+    ]
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("name", ["interleaved", "simple", "zero_bubble"])
+def test_receives_are_posted_in_the_order_of_sends(seed, name):
+    """As NCCL needs it, whichever pieces of its segment a tensor comes from."""
+    chance = random.Random(seed)
+    step = analyse(random_step(seed))
+    partitions, microbatches = chance.randint(2, 4), chance.randint(1, 5)
+    chosen = [chance.randrange(partitions) for _ in step.atoms.atoms]
+    plan = step.cut(chosen, partitions)
+    piece_of = {(cut.stage, cut.tensor): chance.randrange(3) for cut in plan.cuts}
+    every = programs(plan, name, microbatches, chance.randint(1, 4), piece_of)
+    run(step, plan, every, chance)
+    for sender in range(partitions):
+        for receiver in range(partitions):
+            sent = numbers(every[sender], Operation.SEND, receiver)
+            posted = numbers(every[receiver], Operation.POST, sender)
+            assert sent == posted
+            # what one call sends leaves by pieces
+            sends = [i for i in every[sender].instructions if i.operation is SEND]
+            for _, group in itertools.groupby(
+                sends, key=lambda i: (i.stage, i.mb, i.channel.peer)
+            ):
+                pieces = [piece_of[i.stage, i.channel.tensor] for i in group]
+                assert pieces == sorted(pieces)
 
 
 def test_one_rank_has_calls_only():
