@@ -16,6 +16,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
+@pytest.fixture(autouse=True)
+def no_session_left() -> Iterator[None]:
+    """Fail a test that leaves smp.init without smp.shutdown in pytest's own process."""
+    yield
+    smp_tf = sys.modules.get("smp_tf")
+    if smp_tf is not None and smp_tf.is_initialized():
+        smp_tf.shutdown()
+        pytest.fail("the test left a session: it called smp.init, not smp.shutdown")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_shared_memory_left() -> Iterator[None]:
     """Fail the run when it leaves shared memory behind, also after kill -9."""

@@ -20,9 +20,13 @@ from typing import Any
 _PR_SET_PDEATHSIG = 1
 
 
-def main() -> None:
-    # Nothing outlives the test process, not even when that is killed.
+def die_with_parent() -> None:
+    """Nothing outlives the test process, not even when that is killed."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> None:
+    die_with_parent()
     # A shell that starts the tests in the background makes its children ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # A core that went away (another container's limits) is no reason to fail.

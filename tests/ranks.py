@@ -1,6 +1,6 @@
 """Run a test in several real processes: ``@ranks(2)`` and ``run_ranks(2, function)``.
 
-    test process                        rank 0, 1, .. (fresh Python processes)
+    test process                        rank 0, 1, .. (processes of ``rank_process``)
     Horovod's rendezvous store  <-----  HOROVOD_* as ``horovodrun --gloo`` sets them
     outcome.<r> files           <-----  the value returned, or the traceback
 
@@ -21,8 +21,6 @@ import os
 import pathlib
 import pickle
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -31,8 +29,10 @@ from typing import Any
 from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
 from horovod.runner.http.http_server import RendezvousServer
 
+from tests import rank_process
+from tests.rank_process import RankProcess
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-_CHILD = pathlib.Path(__file__).resolve().with_name("rank_main.py")
 _GRACE_SECONDS = 3.0  # between a rank's own time limit and the kill
 _OUTPUT_SHOWN = 12_000  # characters of output per rank in a failure
 _NOT_INHERITED = ("HOROVOD_", "OMPI_", "PMI", "SMP_", "SM_HP_", "NCCL_")
@@ -85,15 +85,20 @@ def run_ranks(
     exit_codes: Sequence[int] | None = None,
     env: Mapping[str, str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    fresh: bool = False,
 ) -> list[Any]:
     """Call ``function(*args, **kwargs)`` in ``size`` ranks; their results, by rank.
+
+    Args:
+        fresh: each rank imports TensorFlow itself, as a user's script does; otherwise
+            it may be forked from a process that has.
 
     Raises:
         AssertionError: a rank ended otherwise than with its exit code (default: all 0);
             the output of every rank is shown.
     """
     outcomes = start_ranks(
-        size, function, *args, timeout=timeout, env=env, kwargs=kwargs
+        size, function, *args, timeout=timeout, env=env, kwargs=kwargs, fresh=fresh
     )
     expected = list(exit_codes or [0] * size)
     codes = [outcome.exit_code for outcome in outcomes]
@@ -112,6 +117,7 @@ def start_ranks(
     timeout: float = 60.0,
     env: Mapping[str, str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    fresh: bool = False,
     endless: Collection[int] = (),
 ) -> list[Outcome]:
     """As ``run_ranks``, but returns the outcome of every rank, whatever it was.
@@ -129,7 +135,8 @@ def start_ranks(
         }
         pathlib.Path(folder, "work").write_bytes(pickle.dumps(work))
         processes = [
-            _start(rank, size, port, folder, dict(env or {})) for rank in range(size)
+            _start(rank, size, port, folder, dict(env or {}), fresh)
+            for rank in range(size)
         ]
         deadline = time.monotonic() + timeout + _GRACE_SECONDS
         ended = _wait(processes, deadline, endless)
@@ -153,8 +160,13 @@ def _store(size: int) -> Iterator[int]:
 
 
 def _start(
-    rank: int, size: int, port: int, folder: str, env: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
+    rank: int,
+    size: int,
+    port: int,
+    folder: str,
+    env: Mapping[str, str],
+    fresh: bool,
+) -> RankProcess:
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -174,7 +186,7 @@ def _start(
         "HOROVOD_GLOO_IFACE": "lo",
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
-        "CUDA_VISIBLE_DEVICES": "",
+        **_gpu_variables(),
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -184,19 +196,20 @@ def _start(
         "SMP_TEST_CORE": str(cores[rank % len(cores)]),
         "SMP_TEST_FOLDER": folder,
     }
-    with pathlib.Path(folder, f"output.{rank}").open("wb") as output:
-        return subprocess.Popen(
-            [sys.executable, str(_CHILD)],
-            env={**inherited, **variables, **env},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    output = pathlib.Path(folder, f"output.{rank}")
+    return rank_process.start(rank, {**inherited, **variables, **env}, output, fresh)
+
+
+def _gpu_variables() -> dict[str, str]:
+    """No rank sees a GPU, unless tests/gpu/with_tensorflow.sh wants them to."""
+    if "TESTS_ON_GPU" not in os.environ:
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    names = ("SMP_CONFIG", "NCCL_MULTI_RANK_GPU_ENABLE")
+    return {name: os.environ[name] for name in names}
 
 
 def _wait(
-    processes: Sequence[subprocess.Popen[bytes]],
+    processes: Sequence[RankProcess],
     deadline: float,
     endless: Collection[int],
 ) -> dict[int, float]:
@@ -219,7 +232,7 @@ def _wait(
 
 def _outcome(
     rank: int,
-    process: subprocess.Popen[bytes],
+    process: RankProcess,
     ended: Mapping[int, float],
     folder: str,
 ) -> Outcome:
