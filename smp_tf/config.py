@@ -1,7 +1,6 @@
-"""The configuration of a job, and how it was launched.
+"""The configuration of a job.
 
-The only module of smp_tf that reads environment variables. Settings come, key by
-key, from the first source that has them:
+Settings come, key by key, from the first source that has them:
 
     1. the argument of smp.init()
     2. SMP_CONFIG               JSON text, or the path of a JSON file
@@ -9,7 +8,8 @@ key, from the first source that has them:
     4. defaults
 
 Each source is checked by itself, so an error names the source it is in; then the
-whole is checked for combinations that cannot work.
+whole is checked for combinations that cannot work. Only this module and `launch` read
+environment variables.
 """
 
 from __future__ import annotations
@@ -25,15 +25,7 @@ from typing import Any
 from smp_tf.config_keys import ALIASES, DEFAULTS, LATER, RULES, Rule
 from smp_tf.errors import ConfigError
 
-__all__ = [
-    "Config",
-    "Launch",
-    "Threads",
-    "json_log",
-    "launch",
-    "resolve",
-    "threads_requested",
-]
+__all__ = ["Config", "json_log", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +58,7 @@ class Config:
     offload_activations: bool
     activation_loading_horizon: int
     check_inputs: bool
+    share_gpu: bool
     trace_dir: str | None
     timeout_s: float
 
@@ -249,6 +242,12 @@ def _check_together(config: Config, world_size: int) -> None:
             f"partitions={config.partitions}; "
             f"use a number from 0 to {config.partitions - 1}"
         )
+    if config.shard_optimizer_state and not config.horovod:
+        raise ConfigError(
+            "`shard_optimizer_state`: divides optimizer state between replicas that "
+            "train together; shard_optimizer_state=True, horovod=False; set horovod to "
+            "true as well"
+        )
     if config.virtual_stages > 1 and not config.auto_partition:
         raise ConfigError(
             "`virtual_stages`: only one of it and smp.partition can decide which "
@@ -298,86 +297,6 @@ def _show(value: object) -> str:
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-@dataclass(frozen=True)
-class Launch:
-    """How this process was started.
-
-    Attributes:
-        rank, size: this process among all of the job.
-        local_rank, local_size: this process among those of its host.
-        hostname: the host's name as the launcher knows it.
-        store_host, store_port: the launcher's key-value store; None without a
-            launcher.
-    """
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-    hostname: str
-    store_host: str | None
-    store_port: int | None
-
-
-_LAUNCHER_NUMBERS = (
-    "HOROVOD_RANK",
-    "HOROVOD_SIZE",
-    "HOROVOD_LOCAL_RANK",
-    "HOROVOD_LOCAL_SIZE",
-    "HOROVOD_GLOO_RENDEZVOUS_PORT",
-)
-_LAUNCHER_WORDS = ("HOROVOD_HOSTNAME", "HOROVOD_GLOO_RENDEZVOUS_ADDR")
-# What the process starters of Open MPI, and of MPICH and its relatives, set.
-_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-
-
-def launch() -> Launch:
-    """Read how this process was started; alone when no launcher started it.
-
-    Raises:
-        ConfigError: MPI started several processes, or the launcher's variables
-            are incomplete or not numbers; names the variable.
-    """
-    if "HOROVOD_RANK" not in os.environ:
-        _refuse_mpi()
-        return Launch(0, 1, 0, 1, "localhost", None, None)
-    for name in (*_LAUNCHER_NUMBERS, *_LAUNCHER_WORDS):
-        if name not in os.environ:
-            raise ConfigError(
-                f"{name}: not set, although HOROVOD_RANK="
-                f"{os.environ['HOROVOD_RANK']} is; start the job with "
-                "`horovodrun --gloo -np N python script.py`"
-            )
-    rank, size, local_rank, local_size, port = map(_number_of, _LAUNCHER_NUMBERS)
-    if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
-        raise ConfigError(
-            "the launcher's variables do not fit together; "
-            f"HOROVOD_RANK={rank}, HOROVOD_SIZE={size}, "
-            f"HOROVOD_LOCAL_RANK={local_rank}, HOROVOD_LOCAL_SIZE={local_size}"
-        )
-    hostname, store_host = (os.environ[name] for name in _LAUNCHER_WORDS)
-    return Launch(rank, size, local_rank, local_size, hostname, store_host, port)
-
-
-def _number_of(name: str) -> int:
-    try:
-        return int(os.environ[name])
-    except ValueError:
-        raise ConfigError(
-            f"{name}: must be an integer; {name}={_show(os.environ[name])}"
-        ) from None
-
-
-def _refuse_mpi() -> None:
-    for name in _MPI_SIZES:
-        text = os.environ.get(name, "")
-        if text.isdecimal() and int(text) > 1:
-            raise ConfigError(
-                f"MPI started this job, which is not supported yet; {name}={text}; "
-                "start it with `horovodrun --gloo -np N python script.py`"
-            )
-
-
 def json_log() -> Path | None:
     """Where SMP_LOG_JSON asks for events as JSON, one a line; None if it does not.
 
@@ -396,27 +315,3 @@ def json_log() -> Path | None:
             f"SMP_LOG_JSON={_show(name)}: {error}"
         ) from None
     return path
-
-
-@dataclass(frozen=True)
-class Threads:
-    """Thread counts that the user chose for TensorFlow; None where not chosen."""
-
-    intra_op: int | None
-    inter_op: int | None
-
-
-def threads_requested() -> Threads:
-    """Read the thread counts that TensorFlow itself takes from the environment.
-
-    What is no positive integer counts as not chosen, as it does for TensorFlow.
-    """
-
-    def positive(name: str) -> int | None:
-        text = os.environ.get(name, "").strip()
-        return int(text) if text.isdecimal() and int(text) > 0 else None
-
-    return Threads(
-        intra_op=positive("TF_NUM_INTRAOP_THREADS"),
-        inter_op=positive("TF_NUM_INTEROP_THREADS"),
-    )

@@ -39,16 +39,14 @@ DEFAULTS: dict[str, Any] = {
     "offload_activations": False,
     "activation_loading_horizon": 4,
     "check_inputs": False,
+    "share_gpu": False,
     "trace_dir": None,
     "timeout_s": 600.0,
 }
 
 # Keys that are understood and checked, but of which only this value works so far.
 LATER: dict[str, tuple[object, str]] = {
-    "horovod": (False, "data parallelism through Horovod"),
-    "xla": (False, "compilation of segments with XLA"),
     "tensor_parallel_degree": (1, "tensor parallelism"),
-    "shard_optimizer_state": (False, "sharding of optimizer state"),
     "offload_activations": (False, "offloading of activations"),
     "activation_loading_horizon": (4, "offloading of activations"),
     "check_inputs": (False, "comparison of the inputs of all ranks"),
@@ -153,6 +151,7 @@ RULES: dict[str, Rule] = {
     "offload_activations": _boolean(),
     "activation_loading_horizon": _integer(1),
     "check_inputs": _boolean(),
+    "share_gpu": _boolean(),
     "trace_dir": _path_or_none(),
     "timeout_s": _number(
         "a finite number of seconds above 0", lambda x: 0 < x < math.inf

@@ -1,6 +1,7 @@
 """Nobody hangs: what this rank does when it fails, is stopped, or is done.
 
-    an exception ends the script    excepthook   tell the peers which rank and why
+    an exception ends the script    excepthook   tell the peers which rank and why, or
+                                                 tell people which rank failed before
     the script ends, sys.exit(n)    atexit       wait for slower peers, then leave
     SIGTERM                         a thread     say which rank failed first, then die
     kill -9                         -            the peers' monitors notice
@@ -32,6 +33,7 @@ from smp_tf.transport.engine import Engine
 _NEWS_SECONDS = 2.0  # from SIGTERM until the failed rank must be known; launchers: 5 s
 _TRACE_SECONDS = 1.0  # for the main thread to fail by itself and print its traceback
 _REASON_CHARACTERS = 500
+_OURS = "smp_tf: "  # what our ops begin an error with
 
 logger = logging.getLogger("smp_tf")
 
@@ -43,10 +45,16 @@ class Guard:
         self._engine = engine
         self._rank = rank
         self._timeout_s = timeout_s
+        self._explain: Callable[[BaseException], str | None] = lambda error: None
         self._active = False
         self._aborted = False
         self._next_hook: Callable[..., Any] = sys.excepthook
         self._pipe: tuple[int, int] | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank has failed, or knows of another that has."""
+        return self._aborted or (self._active and self._engine.failure() is not None)
 
     def install(self) -> None:
         """Install the hooks. SIGTERM only in the main thread and if nobody uses it."""
@@ -66,6 +74,15 @@ class Guard:
                 target=self._watch, args=(self._pipe[0],), name="smp_tf", daemon=True
             ).start()
 
+    def explain_with(self, explain: Callable[[BaseException], str | None]) -> None:
+        """Learn about errors that may follow from another rank's without naming it.
+
+        Args:
+            explain: what to tell of such an error where no rank is known to have
+                failed; None for any other error.
+        """
+        self._explain = explain
+
     def leave(self) -> None:
         """Close the engine in order and take the hooks out again; never raises.
 
@@ -74,7 +91,7 @@ class Guard:
         """
         if not self._active:
             return
-        failed = self._aborted or self._engine.failure() is not None
+        self._aborted = failed = self.failed
         with contextlib.ExitStack() as stack:
             if _in_main_thread():
                 # Blocks outside Python, where Ctrl-C could not be delivered.
@@ -112,10 +129,24 @@ class Guard:
         error: BaseException,
         trace: TracebackType | None,
     ) -> None:
+        news = None
+        if self._active:
+            explanation = self._explain(error)
+            news = self._news() if explanation else self._engine.failure()
+            news = news or explanation
         # The traceback first: the launcher stops this rank soon after the peers know.
         self._next_hook(kind, error, trace)
+        if news is not None and news not in str(error):
+            print(f"smp_tf: rank {self._rank} stops: {news}", file=sys.stderr)
         if self._active:
-            self.abort(traceback.format_exception_only(kind, error)[-1].strip())
+            self.abort(_reason(kind, error))
+
+    def _news(self) -> str | None:
+        """Which rank failed first; the news may take a moment."""
+        deadline = time.monotonic() + _NEWS_SECONDS
+        while (news := self._engine.failure()) is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return news
 
     def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:
         if self._pipe is not None:
@@ -132,9 +163,7 @@ class Guard:
 
     def _stop(self) -> None:
         """Print why this rank stops, and die of SIGTERM as it would have without us."""
-        deadline = time.monotonic() + _NEWS_SECONDS
-        while (news := self._engine.failure()) is None and time.monotonic() < deadline:
-            time.sleep(0.02)
+        news = self._news()
         # Not sys.stderr: the thread that holds its lock may be stuck.
         line = f"smp_tf: rank {self._rank} stops: {news or 'SIGTERM'}\n"
         os.write(2, line.encode())
@@ -147,6 +176,13 @@ class Guard:
         libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
         libc.signal(signal.SIGTERM, None)
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _reason(kind: type[BaseException], error: BaseException) -> str:
+    """What an exception says: TensorFlow puts what our ops say under a page of code."""
+    text = traceback.format_exception_only(kind, error)[-1].strip()
+    ours = [line.partition(_OURS)[2] for line in text.splitlines() if _OURS in line]
+    return ours[0] if ours else text
 
 
 def _in_main_thread() -> bool:

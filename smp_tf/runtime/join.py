@@ -1,11 +1,16 @@
 """How this process joins the other ranks of its job.
 
 resolve the configuration, read what the launcher set and the partition_file
-hello     job id, configuration and cores of every rank, over the launcher's store
+hello     job id, configuration and cores of every rank, over the launcher's store, or
+          through MPI where that is the launcher
 compare   configurations; a difference fails on every rank, with the same text
 threads   divide the cores of the host between its ranks
+gpu       take the GPU of this rank, if it has one
 address   open the transport, exchange addresses, connect, start
+compare   GPUs; a rank without one of its own fails on every rank, with the same text
 clock     ranks that booted apart from rank 0 ask it for the time
+nccl      ranks with GPUs find out who can send to whom from GPU to GPU
+horovod   make this rank's dp_group Horovod's world, where the configuration says so
 """
 
 import collections
@@ -19,23 +24,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smp_tf.config import (
-    Config,
-    Launch,
-    json_log,
-    launch,
-    resolve,
-    threads_requested,
-)
+from smp_tf.config import Config, json_log, resolve
 from smp_tf.errors import ConfigError, TransportError
+from smp_tf.launch import Launch, launch, threads_requested
 from smp_tf.plan.given import Given, given_by
+from smp_tf.runtime import horovod_world, pinning
 from smp_tf.runtime.failure import Guard
+from smp_tf.runtime.gpu_links import GpuLinks, open_links
+from smp_tf.runtime.horovod_world import HorovodWorld
 from smp_tf.runtime.log import show_by_default
+from smp_tf.runtime.pinning import Pinned
 from smp_tf.runtime.timeline_clock import Clock, align, clock_name
 from smp_tf.topology import Topology
+from smp_tf.transport import mpi
 from smp_tf.transport.engine import Engine
 from smp_tf.transport.messages import Messages
-from smp_tf.transport.rendezvous import Rendezvous
+from smp_tf.transport.mpi import MpiRendezvous
+from smp_tf.transport.rendezvous import Rendezvous, pack, unpack
 
 _GIVE_UP_SECONDS = 10.0  # for the news of a configuration that cannot be resolved
 
@@ -53,6 +58,9 @@ class Session:
         name: random, for files; the same on all ranks, and no secret.
         started: when rank 0 began, in seconds since 1970.
         clock: what the clock of rank 0 shows more than this rank's.
+        world: Horovod's, with ``horovod: true``.
+        gpu: this rank's.
+        gpu_links: what travels from GPU to GPU.
     """
 
     config: Config
@@ -66,10 +74,20 @@ class Session:
     name: str = ""
     started: float = 0.0
     clock: Clock = Clock()
+    world: HorovodWorld | None = None
+    gpu: Pinned = Pinned()
+    gpu_links: GpuLinks = GpuLinks()
 
     @property
     def rank(self) -> int:
         return self.launch.rank
+
+    def leave(self) -> None:
+        """End the session, and wait until the other ranks do."""
+        if self.world is not None:
+            self.world.close()
+        if self.guard is not None:
+            self.guard.leave()
 
 
 def join(argument: Mapping[str, Any] | None, epoch: int) -> Session:
@@ -90,6 +108,8 @@ def join(argument: Mapping[str, Any] | None, epoch: int) -> Session:
         )
         given = given_by(config)
         log = json_log() if started.rank == 0 else None
+        if config.horovod:
+            horovod_world.require()
     except Exception as error:
         if started.size > 1:
             _rendezvous(started, epoch, _GIVE_UP_SECONDS).give_up(_reason(error))
@@ -98,6 +118,13 @@ def join(argument: Mapping[str, Any] | None, epoch: int) -> Session:
         show_by_default()
     if started.size == 1:
         alone = Messages(None, topology, started.rank, "", config.timeout_s)
+        gpu = Pinned()
+        if pinning.may_have_gpus():
+            gpu = pinning.pin(started, config.share_gpu)
+        world = None
+        if config.horovod:
+            world = HorovodWorld(None, alone, config.timeout_s)
+            world.begin(started, [started.hostname])
         return Session(
             config,
             started,
@@ -107,6 +134,8 @@ def join(argument: Mapping[str, Any] | None, epoch: int) -> Session:
             json_log=log,
             name=secrets.token_hex(4),
             started=time.time(),
+            world=world,
+            gpu=gpu,
         )
     rendezvous = _rendezvous(started, epoch, config.timeout_s)
     try:
@@ -125,7 +154,7 @@ def _join_others(
     config: Config,
     launch: Launch,
     topology: Topology,
-    rendezvous: Rendezvous,
+    rendezvous: Rendezvous | MpiRendezvous,
     given: Given,
 ) -> Session:
     hello = {
@@ -141,6 +170,7 @@ def _join_others(
     hellos = [json.loads(value) for value in values]
     compare_configs([hello["config"] for hello in hellos])
     _set_threads(share_of_cores(hellos, launch.rank))
+    gpu = pinning.pin_and_tell(launch, config.share_gpu)
 
     # Imports TensorFlow, which the library is linked with.
     from smp_tf.transport import ops
@@ -156,22 +186,29 @@ def _join_others(
         net_devices="lo" if one_host else None,
     )
     try:
-        for peer, theirs in enumerate(rendezvous.exchange("address", address)):
+        mine = pack([address, json.dumps(dataclasses.asdict(gpu)).encode()])
+        every = [unpack(each) for each in rendezvous.exchange("address", mine)]
+        gpus = [Pinned(**json.loads(their_gpu)) for _, their_gpu in every]
+        pinning.compare(gpus, [hello["host"] for hello in hellos], config.share_gpu)
+        for peer, (theirs, _) in enumerate(every):
             if peer != launch.rank:
                 engine.connect(peer, theirs)
         engine.start()
         messages = Messages(engine, topology, launch.rank, job_id, config.timeout_s)
         clock = align(messages, launch.rank, [hello["clock"] for hello in hellos])
+        links = open_links(engine, messages, launch.rank, gpus)
     except BaseException:
         engine.close(0.0)
         raise
     guard = Guard(engine, launch.rank, config.timeout_s)
+    if launch.mpi:
+        mpi.finalize_if(lambda: not guard.failed)
     guard.install()
     if launch.rank == 0:
         hosts = len({hello["host"] for hello in hellos})
         logger.info(
             "%d ranks on %d host(s): %d partition(s) x %d replica(s), placement %s, "
-            "%d microbatch(es), schedule %s",
+            "%d microbatch(es), schedule %s, messages over %s",
             topology.size,
             hosts,
             topology.pp_size,
@@ -179,7 +216,25 @@ def _join_others(
             topology.placement,
             config.microbatches,
             config.pipeline,
+            _carriers(engine, launch),
         )
+        if topology.rdp_size > 1 and not config.horovod:
+            logger.warning(
+                "the %d replicas of the model train without knowing of each other; "
+                "horovod=False. Set horovod to true, or partitions to the number of "
+                "ranks.",
+                topology.rdp_size,
+            )
+    world = None
+    if config.horovod:
+        world = HorovodWorld(engine, messages, config.timeout_s)
+        guard.explain_with(world.explain)
+        try:
+            world.begin(launch, [hello["host"] for hello in hellos])
+        except BaseException as error:
+            guard.abort(_reason(error))
+            guard.leave()
+            raise
     return Session(
         config,
         launch,
@@ -191,7 +246,17 @@ def _join_others(
         name=hellos[0]["name"],
         started=hellos[0]["time"],
         clock=clock,
+        world=world,
+        gpu=gpu,
+        gpu_links=links,
     )
+
+
+def _carriers(engine: Engine, launch: Launch) -> str:
+    """What carries this rank's messages: "posix/memory cma/memory and tcp/eth0"."""
+    peers = (peer for peer in range(launch.size) if peer != launch.rank)
+    texts = {engine.describe(peer).partition(";")[0] for peer in peers}
+    return " and ".join(sorted(text.removeprefix("data: ") for text in texts))
 
 
 def _comparable(config: Config, given: Given) -> dict[str, Any]:
@@ -242,12 +307,12 @@ def share_of_cores(hellos: Sequence[Mapping[str, Any]], rank: int) -> int:
 def _set_threads(threads: int) -> None:
     """Limit TensorFlow to this rank's share of the cores.
 
-    Thread counts that the user has chosen stay, and so does everything on hosts with
-    GPUs, where the cores are not what computes.
+    Thread counts that the user has chosen stay, and so does everything where there is a
+    GPU, for then the cores are not what computes.
     """
     import tensorflow as tf
 
-    if tf.config.list_physical_devices("GPU"):
+    if tf.config.get_visible_devices("GPU"):
         return
     chosen = threads_requested()
     pools = tf.config.threading
@@ -265,7 +330,13 @@ def _set_threads(threads: int) -> None:
         )
 
 
-def _rendezvous(launch: Launch, epoch: int, timeout_s: float) -> Rendezvous:
+def _rendezvous(
+    launch: Launch, epoch: int, timeout_s: float
+) -> Rendezvous | MpiRendezvous:
+    if launch.mpi:
+        return MpiRendezvous(
+            rank=launch.rank, size=launch.size, epoch=epoch, timeout_s=timeout_s
+        )
     if launch.store_host is None or launch.store_port is None:
         raise ConfigError(
             "a job of several ranks needs the launcher's store; "
@@ -283,5 +354,5 @@ def _rendezvous(launch: Launch, epoch: int, timeout_s: float) -> Rendezvous:
     )
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -4,9 +4,10 @@ Everything here is public as ``smp.<name>`` and, but for ``init`` and
 ``is_initialized``, raises ``NotInitializedError`` before ``smp.init()``.
 """
 
+import atexit
 import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from smp_tf.config import Config
@@ -40,13 +41,23 @@ def init(config: Mapping[str, Any] | None = None) -> None:
     Call it once, before the model is built and before TensorFlow is first used. In one
     process without a launcher it opens nothing.
 
+    A rank with GPUs takes one, number local_rank of those it sees or the only one, and
+    TensorFlow sees no other; ``pinning`` has the rules.
+
+    With ``horovod: true`` this rank's dp_group is Horovod's world from here to
+    ``shutdown``: hvd.size() is dp_size(), hvd.rank() is dp_rank(), hvd.local_rank()
+    counts within the dp_group. hvd.init() is not needed; after ``init`` it does
+    nothing, before it it is an error.
+
     Args:
         config: keys of the configuration; without it SMP_CONFIG, then
             SM_HP_MP_PARAMETERS, then the defaults.
 
     Raises:
         ConfigError: a key, a value or a combination is not allowed, or the ranks do
-            not have the same configuration.
+            not have the same configuration; with ``horovod: true``, Horovod is missing
+            or hvd.init() was called before; under MPI, mpi4py is missing; a rank has
+            no GPU of its own, or TensorFlow was in use before with others.
         TransportError: a rank did not come within timeout_s, or failed on the way.
         SmpError: it was called before.
         TraceError: TensorFlow is loaded, and a private place of it that this library
@@ -74,10 +85,31 @@ def shutdown() -> None:
     At the end of a script it happens by itself. Nothing happens without a session.
     """
     global _session
+    if _session is not None:
+        for function in _last[::-1]:
+            function()
+    _last.clear()
     session, _session = _session, None
     timeline.end()
-    if session is not None and session.guard is not None:
-        session.guard.leave()
+    if session is not None:
+        session.leave()
+
+
+_last: list[Callable[[], None]] = []
+
+
+def call_last(function: Callable[[], None]) -> None:
+    """Call ``function`` before the session ends, by ``shutdown`` or with the script,
+    while all ranks are there. It must not raise."""
+    _last.append(function)
+    atexit.register(function)
+
+
+def call_no_more(function: Callable[[], None]) -> None:
+    """Take back ``call_last``."""
+    if function in _last:
+        _last.remove(function)
+    atexit.unregister(function)
 
 
 def is_initialized() -> bool:

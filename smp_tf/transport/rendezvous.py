@@ -25,9 +25,9 @@ from collections.abc import Iterator, Sequence
 
 from smp_tf.errors import TransportError
 
-_POLL_SECONDS = (0.002, 0.1)  # first and longest pause between two looks
+POLL_SECONDS = (0.002, 0.1)  # first and longest pause between two looks
 _REQUEST_SECONDS = 10.0  # one request; the store answers from memory
-_STALL_SECONDS = 30.0  # waiting longer than this is said once, with names
+STALL_SECONDS = 30.0  # waiting longer than this is said once, with names
 _FAILED = "failed"
 
 logger = logging.getLogger("smp_tf")
@@ -69,9 +69,9 @@ class Rendezvous:
             values = [
                 self._wait(name, str(rank), deadline) for rank in range(self._size)
             ]
-            self._put(f"{name}.all", _join(values))
+            self._put(f"{name}.all", pack(values))
             return values
-        return _split(self._wait(name, "all", deadline))
+        return unpack(self._wait(name, "all", deadline))
 
     def give_up(self, reason: str) -> str | None:
         """Tell the ranks that wait for this one why it will not come; never raises.
@@ -88,8 +88,8 @@ class Rendezvous:
         return None
 
     def _wait(self, name: str, whose: str, deadline: float) -> bytes:
-        pause, longest = _POLL_SECONDS
-        stall = time.monotonic() + _STALL_SECONDS
+        pause, longest = POLL_SECONDS
+        stall = time.monotonic() + STALL_SECONDS
         while (value := self._get(f"{name}.{whose}")) is None:
             failed = self._get(_FAILED)
             if failed is not None:
@@ -124,8 +124,7 @@ class Rendezvous:
             if self._get(f"{name}.{rank}") is None
         ]
         # All values are there and nobody put them together: rank 0 was lost in between.
-        ranks = ", ".join(map(str, absent or [0]))
-        return f"ranks that did not come to the rendezvous: {ranks} of {self._size};"
+        return missing_ranks(absent or [0], self._size)
 
     def _get(self, key: str) -> bytes | None:
         with self._request("GET", key) as response:
@@ -166,14 +165,20 @@ class Rendezvous:
         return response.read()
 
 
-def _join(values: Sequence[bytes]) -> bytes:
+def missing_ranks(ranks: Sequence[int], size: int) -> str:
+    """For people: whom a meeting waits for."""
+    listed = ", ".join(map(str, ranks))
+    return f"ranks that did not come to the rendezvous: {listed} of {size};"
+
+
+def pack(values: Sequence[bytes]) -> bytes:
     """Byte strings as one: their number, their lengths, their contents."""
     head = struct.pack(f"<{len(values) + 1}Q", len(values), *map(len, values))
     return head + b"".join(values)
 
 
-def _split(joined: bytes) -> list[bytes]:
-    """Inverse of ``_join``."""
+def unpack(joined: bytes) -> list[bytes]:
+    """Inverse of ``pack``."""
     (number,) = struct.unpack_from("<Q", joined)
     lengths = struct.unpack_from(f"<{number}Q", joined, 8)
     values, start = [], 8 * (number + 1)

@@ -134,7 +134,7 @@ def test_horovodrun_ends_and_the_survivors_name_the_dead(
         "PYTHONPATH": str(ROOT),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    command = [str(launcher), "-np", "3", sys.executable, str(script)]
+    command = [str(launcher), "--gloo", "-np", "3", sys.executable, str(script)]
     process = subprocess.run(
         command,
         env=environment,

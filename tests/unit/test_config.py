@@ -6,34 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from smp_tf.config import (
-    Config,
-    Launch,
-    Threads,
-    json_log,
-    launch,
-    resolve,
-    threads_requested,
-)
+from smp_tf.config import Config, json_log, resolve
 from smp_tf.config_keys import DEFAULTS, RULES
 from smp_tf.errors import ConfigError
-
-HOROVOD = {
-    "HOROVOD_RANK": "3",
-    "HOROVOD_SIZE": "4",
-    "HOROVOD_LOCAL_RANK": "1",
-    "HOROVOD_LOCAL_SIZE": "2",
-    "HOROVOD_HOSTNAME": "beta",
-    "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.7",
-    "HOROVOD_GLOO_RENDEZVOUS_PORT": "41234",
-}
-THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
-MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch):
-    for name in ("SMP_CONFIG", "SM_HP_MP_PARAMETERS", *HOROVOD, *THREADS, *MPI):
+    for name in ("SMP_CONFIG", "SM_HP_MP_PARAMETERS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -78,6 +58,7 @@ def test_defaults():
         "offload_activations": False,
         "activation_loading_horizon": 4,
         "check_inputs": False,
+        "share_gpu": False,
         "trace_dir": None,
         "timeout_s": 600.0,
     }
@@ -369,6 +350,12 @@ def test_a_file_and_the_planner_cannot_both_schedule():
     assert "schedule_file='s.csv'" in error
 
 
+def test_optimizer_state_is_sharded_between_replicas_that_train_together():
+    error = fails({"shard_optimizer_state": True})
+    assert "shard_optimizer_state=True, horovod=False; set horovod to true" in error
+    resolve({"shard_optimizer_state": True, "horovod": True}, 2)
+
+
 def test_simple_keeps_all_microbatches():
     given = {"pipeline": "simple", "microbatches": 8, "active_microbatches": 4}
     error = fails(given)
@@ -383,11 +370,7 @@ def test_simple_keeps_all_microbatches():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("horovod", True),
-        ("ddp", True),
-        ("xla", True),
         ("tensor_parallel_degree", 2),
-        ("shard_optimizer_state", True),
         ("offload_activations", True),
         ("activation_loading_horizon", 5),
         ("check_inputs", True),
@@ -396,68 +379,13 @@ def test_simple_keeps_all_microbatches():
 def test_planned_keys_say_so(key, value):
     with pytest.raises(NotImplementedError) as caught:
         resolve({key: value}, 2)
-    name = {"ddp": "horovod"}.get(key, key)
-    assert str(caught.value).startswith(f"`{name}`: ")
+    assert str(caught.value).startswith(f"`{key}`: ")
     assert "planned and not yet available" in str(caught.value)
 
 
 def test_planned_keys_accept_their_defaults():
-    planned = {"xla": False, "activation_loading_horizon": 4}
+    planned = {"check_inputs": False, "activation_loading_horizon": 4}
     assert resolve(planned, 2) == resolve(None, 2)
-
-
-# Launch.
-
-
-def test_no_launcher():
-    assert launch() == Launch(0, 1, 0, 1, "localhost", None, None)
-
-
-def test_horovodrun(monkeypatch):
-    for name, value in HOROVOD.items():
-        monkeypatch.setenv(name, value)
-    assert launch() == Launch(3, 4, 1, 2, "beta", "10.0.0.7", 41234)
-
-
-@pytest.mark.parametrize("missing", sorted(set(HOROVOD) - {"HOROVOD_RANK"}))
-def test_incomplete_launch(monkeypatch, missing):
-    for name, value in HOROVOD.items():
-        if name != missing:
-            monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=f"{missing}: not set, although HOROVOD_"):
-        launch()
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("HOROVOD_SIZE", "four", "must be an integer; HOROVOD_SIZE='four'"),
-        ("HOROVOD_RANK", "4", "do not fit together; HOROVOD_RANK=4, HOROVOD_SIZE=4"),
-        ("HOROVOD_LOCAL_SIZE", "5", "HOROVOD_LOCAL_SIZE=5"),
-    ],
-)
-def test_nonsense_from_a_launcher(monkeypatch, name, value, message):
-    for key, good in HOROVOD.items():
-        monkeypatch.setenv(key, good)
-    monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=message):
-        launch()
-
-
-@pytest.mark.parametrize("name", MPI)
-def test_mpi_is_sent_to_gloo(monkeypatch, name):
-    monkeypatch.setenv(name, "2")
-    with pytest.raises(ConfigError, match=f"{name}=2; .*horovodrun --gloo -np N"):
-        launch()
-    monkeypatch.setenv(name, "1")
-    assert launch().size == 1
-
-
-def test_thread_counts(monkeypatch):
-    assert threads_requested() == Threads(None, None)
-    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "3")
-    monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "many")
-    assert threads_requested() == Threads(intra_op=3, inter_op=None)
 
 
 # Events as JSON.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from smp_tf.errors import ConfigError, NotInitializedError, SmpError
+from smp_tf.runtime import failure
 from smp_tf.runtime import session as smp
 from smp_tf.runtime.failure import Guard
 from smp_tf.runtime.join import compare_configs, share_of_cores
@@ -206,6 +207,43 @@ def test_an_uncaught_exception_is_told_to_the_peers(
     assert engine.aborted == ["ValueError: boom"]
     assert engine.closed == [0.0]  # nobody is waited for
     assert "ValueError: boom" in capsys.readouterr().err
+
+
+def test_of_tensorflows_page_the_peers_are_told_what_our_op_says() -> None:
+    engine = PretendedEngine()
+    text = (
+        "Graph execution error:\n\nDetected at node SmpRecvWait defined at ..\n\n"
+        "smp_tf: waited for timeout_s=20 s: receive of h from rank 1\n\t [[{{..}}]]"
+    )
+
+    def call(guard: Guard) -> None:
+        sys.excepthook(RuntimeError, RuntimeError(text), None)
+
+    _guarded(engine, call)
+    assert engine.aborted == ["waited for timeout_s=20 s: receive of h from rank 1"]
+
+
+@pytest.mark.parametrize(
+    ("news", "told"),
+    [("rank 1 died", "rank 0 stops: rank 1 died"), (None, "rank 0 stops: it waited")],
+)
+def test_of_an_error_that_names_nobody_people_are_told_more(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    news: str | None,
+    told: str,
+) -> None:
+    monkeypatch.setattr(failure, "_NEWS_SECONDS", 0.2)
+    engine = PretendedEngine()
+    asked = iter([None, None, news])  # the news come a little later than the error
+    engine.failure = lambda: next(asked, news)  # type: ignore[method-assign]
+
+    def call(guard: Guard) -> None:
+        guard.explain_with(lambda error: "it waited" if str(error) == "?" else None)
+        sys.excepthook(ValueError, ValueError("?"), None)
+
+    _guarded(engine, call)
+    assert told in capsys.readouterr().err
 
 
 def test_after_a_failure_of_another_rank_nobody_is_waited_for() -> None:

@@ -10,7 +10,7 @@ import pytest
 from horovod.runner.http.http_server import RendezvousServer
 
 from smp_tf.errors import TransportError
-from smp_tf.transport.rendezvous import Rendezvous, _join, _split
+from smp_tf.transport.rendezvous import Rendezvous, pack, unpack
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def _in_threads(size: int, call: Callable[[int], object]) -> list[object]:
     "values", [[], [b""], [b"", b"a"], [bytes(range(256)) * 40, b"x", b""]]
 )
 def test_split_is_the_inverse_of_join(values: list[bytes]) -> None:
-    assert _split(_join(values)) == values
+    assert unpack(pack(values)) == values
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
