@@ -91,7 +91,8 @@ def with_items(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
     if not isinstance(mapping, MutableMapping):
         return type(mapping)(items)  # type: ignore[call-arg]
     made = copy.copy(mapping)
-    made.update(items)
+    for key, item in items.items():  # Hugging Face's outputs refuse ``update``
+        made[key] = item
     return made
 
 

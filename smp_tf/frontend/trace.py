@@ -134,9 +134,16 @@ def _describe_variables(
             described = Variable(variable.name, spec, trainable, in_model, name)
             seen[id(variable.handle)] = (variable, described)
 
+    # A metric is an attribute of the model, and yet every rank has it.
+    counted = {
+        id(variable.handle)
+        for model in models
+        for metric in model.metrics
+        for variable in metric.variables
+    }
     for model in models:
         for variable in model.global_variables:
-            add(variable, True)
+            add(variable, id(variable.handle) not in counted)
     # TensorFlow keeps them in a set, in another order in each process.
     captures = {id(outside): i for i, outside in enumerate(captured.values())}
     for variable in sorted(

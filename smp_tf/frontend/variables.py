@@ -14,6 +14,7 @@ variable, or on an operation with its own seed and a state) runs at creation.
 
 import contextlib
 import contextvars
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import tensorflow as tf
 
 from smp_tf.errors import SmpError
-from smp_tf.frontend.hooks import graphs, initial_values
+from smp_tf.frontend.hooks import graphs, initial_values, tracking
 
 # Called stateful because they depend on the device.
 _PURE = ("Placeholder", "StatelessRandomGetAlg", "StatelessRandomGetKeyCounter")
@@ -40,6 +41,15 @@ class DeferredVariable(initial_values.ResourceVariable):
 
     _smp_initial: Any = None  # the traced initializer
     _smp_owner: int | None = None  # partition that has the value, when not this one
+
+    @property
+    def _handle(self) -> None:
+        """What an eager operation that is given a variable looks for, to read it past
+        all methods. Without a handle it asks for the value, as a graph does."""
+
+    @property
+    def handle(self) -> Any:
+        return initial_values.handle_of(self)
 
     def __repr__(self) -> str:
         if self._smp_owner is None:
@@ -82,6 +92,12 @@ class DeferredVariable(initial_values.ResourceVariable):
         result = super()._restore_from_tensors(*args, **kwargs)
         _make_ordinary(self)
         return result
+
+    # TensorFlow asks the class of an object for the newer interface first.
+    _serialize_to_tensors = initial_values.ResourceVariable._serialize_to_tensors
+
+    def _gather_saveables_for_checkpoint(self) -> dict[str, Any]:
+        return {tracking.VALUE: functools.partial(tracking.VariableSaveable, self)}
 
 
 def _ready_first(name: str) -> Callable[..., Any]:
@@ -144,7 +160,8 @@ def place(variables: Sequence[Any], owner: Mapping[int, int], partition: int) ->
     """Give the variables that ``partition`` owns their values; free the others.
 
     Args:
-        variables: of any kind; those that were not deferred stay as they are.
+        variables: of any kind; those that were neither deferred nor made movable stay
+            as they are.
         owner: id of a variable's handle -> partition; one that is missing is owned by
             every partition.
 
@@ -154,7 +171,7 @@ def place(variables: Sequence[Any], owner: Mapping[int, int], partition: int) ->
     with tf.init_scope():
         for each in variables:
             variable = initial_values.variable_of(each.handle)
-            if not hasattr(variable, "_smp_owner"):  # never deferred
+            if not hasattr(variable, "_smp_owner"):  # never deferred, nor movable
                 continue
             found = owner.get(id(each.handle), partition)
             if found != partition:
@@ -169,6 +186,15 @@ def place(variables: Sequence[Any], owner: Mapping[int, int], partition: int) ->
                 _initialize(variable)
 
 
+def make_movable(variables: Sequence[Any]) -> None:
+    """Let ``place`` free variables that have their values already, and that other
+    partitions own. Those of TensorFlow's special kinds stay everywhere."""
+    for each in variables:
+        variable = initial_values.variable_of(each.handle)
+        if type(variable) is initial_values.ResourceVariable:
+            variable._smp_owner = None
+
+
 def value_of(variable: Any) -> tf.Tensor:
     """The value that a variable has, or would get now; a deferred one stays deferred.
 
@@ -177,8 +203,10 @@ def value_of(variable: Any) -> tf.Tensor:
     """
     found = initial_values.variable_of(variable.handle)
     with tf.device(variable.handle.device):
-        if isinstance(found, DeferredVariable):
+        # Not asked of the class, which may be that of a stand-in for a while.
+        if getattr(found, "_smp_owner", None) is not None:
             found._smp_require_local()
+        if getattr(found, "_smp_initial", None) is not None:
             return initial_values.run_as_written(found._smp_initial)
         return initial_values.read_raw(variable)
 
@@ -227,6 +255,10 @@ def deferring(by_default: bool = True) -> Iterator[bool]:
 
 def _create(next_creator: Callable[..., Any], **kwargs: Any) -> Any:
     initial_value: Any = kwargs.get("initial_value")
+    if _is_deferring.get() and _is_of_checkpoint(initial_value):
+        restored = next_creator(**kwargs)
+        restored._smp_owner = None  # so that ``place`` may give it up
+        return restored
     if not _is_deferring.get() or not _can_wait(initial_value, kwargs):
         return next_creator(**kwargs)
     dtype = kwargs.get("dtype")
@@ -263,6 +295,10 @@ def _create(next_creator: Callable[..., Any], **kwargs: Any) -> Any:
     return variable
 
 
+def _is_of_checkpoint(initial_value: Any) -> bool:
+    return isinstance(initial_value, initial_values.CheckpointInitialValueCallable)
+
+
 def _can_wait(initial_value: Any, kwargs: Mapping[str, Any]) -> bool:
     """False for constants, and for what only TensorFlow's own creators can make."""
     with tf.init_scope():
@@ -270,7 +306,7 @@ def _can_wait(initial_value: Any, kwargs: Mapping[str, Any]) -> bool:
     return (
         is_eager
         and callable(initial_value)
-        and not isinstance(initial_value, initial_values.CheckpointInitialValueCallable)
+        and not _is_of_checkpoint(initial_value)
         and not tf.distribute.has_strategy()
         and kwargs.get("caching_device") is None
         and kwargs.get("variable_def") is None

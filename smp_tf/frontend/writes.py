@@ -12,6 +12,8 @@ import tensorflow as tf
 
 _READS = frozenset(
     {
+        "LookupTableFindV2",
+        "LookupTableSizeV2",
         "ReadVariableOp",
         "ResourceGather",
         "ResourceGatherNd",

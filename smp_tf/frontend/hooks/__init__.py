@@ -4,6 +4,13 @@
 ``recording``      what is remembered of a step while it is traced
 ``graphs``         tracing a graph, leaving graphs and tapes, calling a function often
 ``initial_values`` variables whose initializer runs later
+``exporting``      what a SavedModel needs of TensorFlow and Keras
+``fitting``        what a model that fits in its own way needs of Keras
+``kernels``        which devices an operation can run on
+``loss_scales``    a loss scale that moves on a rank with nothing to train
+``optimizer_slots`` where optimizers keep their slots, and when they make them
+``resuming``       what a backup of a training needs of Keras
+``tracking``       what checkpoints follow
 ``self_test``      whether all of them still do what this library needs
 =================  ===================================================================
 
@@ -35,6 +42,11 @@ def refusal(failure: str) -> TraceError:
 # The hooks look up most places when they are imported: what is gone is told like what
 # has changed.
 try:
-    from smp_tf.frontend.hooks import graphs, initial_values, recording  # noqa: F401
+    from smp_tf.frontend.hooks import (  # noqa: F401
+        fitting,
+        graphs,
+        initial_values,
+        recording,
+    )
 except (AttributeError, ImportError) as error:
     raise refusal(f"{type(error).__name__}: {error}") from error

@@ -49,6 +49,11 @@ def variable_of(handle: Any) -> Any:
     return None if parent is None else parent()
 
 
+def handle_of(variable: Any) -> Any:
+    """The resource handle of a variable object, whatever its class makes of it."""
+    return vars(variable)["_handle"]
+
+
 def assign_raw(variable: Any, value: Any) -> None:
     """Set the resource to any value, of any shape."""
     with tf.device(variable.handle.device):
@@ -106,12 +111,26 @@ class RandomState:
         self._numpy_state = np.random.get_state()
 
     def restore(self) -> None:
-        if self._eager:
-            self._eager.setstate(self._eager_state)
-        if self._keras:
-            self._keras.setstate(self._keras_state)
-        random.setstate(self._python_state)
-        np.random.set_state(self._numpy_state)
+        self.take_over(self.content())
+
+    def content(self) -> tuple[Any, ...]:
+        """The states themselves, for another process; None of what was not seeded."""
+        return (
+            self._eager_state,
+            self._keras_state,
+            self._python_state,
+            self._numpy_state,
+        )
+
+    def take_over(self, content: tuple[Any, ...]) -> None:
+        """Go on from these states."""
+        eager, keras, python, numpy = content
+        if self._eager and eager:
+            self._eager.setstate(eager)
+        if self._keras and keras:
+            self._keras.setstate(keras)
+        random.setstate(python)
+        np.random.set_state(numpy)
 
     def is_keras_state_of(self, other: "RandomState") -> bool:
         return self._keras_state == other._keras_state

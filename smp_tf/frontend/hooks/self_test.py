@@ -14,7 +14,19 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 from tf_keras.src import backend as keras_backend
 
-from smp_tf.frontend.hooks import graphs, initial_values, recording, refusal
+from smp_tf.frontend.hooks import (
+    exporting,
+    fitting,
+    graphs,
+    initial_values,
+    kernels,
+    loss_scales,
+    optimizer_slots,
+    recording,
+    refusal,
+    resuming,
+    tracking,
+)
 
 _is_passed = False
 
@@ -202,7 +214,9 @@ def _seeds_of_initializers() -> str:
 
 def _seeds_of_layers() -> str:
     """BaseRandomLayer._random_generator: a trace that does not count."""
-    layer = tf.keras.layers.Dropout(0.5, seed=3, name="probe", autocast=False)
+    layer = tf.keras.layers.Dropout(
+        0.5, seed=3, name="probe", autocast=False, rng_type="legacy_stateful"
+    )
 
     def step(x: tf.Tensor) -> list[tf.Tensor]:
         found = []
@@ -264,6 +278,22 @@ def _scratch_graphs() -> str:
     return ""
 
 
+def _fitting() -> str:
+    """What Keras checks, counts and keeps when it fits a model and saves it."""
+    for hook in (exporting, fitting, loss_scales, optimizer_slots, resuming, tracking):
+        gone = hook.missing()
+        if gone:
+            return f"{gone} is not there"
+    return ""
+
+
+def _kernels() -> str:
+    """What TensorFlow tells of its kernels."""
+    if "CPU" not in kernels.devices_of("Identity"):
+        return "kernels.get_registered_kernels_for_op knows none of Identity"
+    return ""
+
+
 _CHECKS = (
     _gradients,
     _custom_gradients,
@@ -274,4 +304,6 @@ _CHECKS = (
     _seeds_of_layers,
     _deferred_variables,
     _scratch_graphs,
+    _fitting,
+    _kernels,
 )

@@ -16,7 +16,13 @@ from tensorflow.python.ops import gradients_util, random_ops
 
 import smp_tf as smp
 from smp_tf.frontend import hooks
-from smp_tf.frontend.hooks import graphs, initial_values, recording, self_test
+from smp_tf.frontend.hooks import (
+    graphs,
+    initial_values,
+    kernels,
+    recording,
+    self_test,
+)
 
 PLACES = [
     (execute, "record_gradient"),
@@ -410,3 +416,8 @@ def test_repeated_calls_compute_and_have_the_shapes_of_the_first(
 
     found = [t.numpy().tolist() for t in outer(tf.constant([3.0, 5.0]))]
     assert found == [[3, 10], 8, [6, 20], 16, [9, 30], 24]
+
+
+def test_kernels_tell_their_devices() -> None:
+    assert "CPU" in kernels.devices_of("MatMul")
+    assert kernels.devices_of("NoSuchOperation") == ()
