@@ -22,13 +22,17 @@ The rules that measurements taught:
   batches, an evaluation) would run at once and take each other's messages. So every
   step writes one variable of the process.
 - Every output of the function depends on all of its effects, so that none is pruned;
-  but for the gradients of the microbatches, which stand beside their sum.
+  but for gradients. Their sums leave as soon as the last microbatch is added, so that
+  data parallelism averages them while the tail of the pipeline still runs: TensorFlow
+  takes the function apart where a ``tf.function`` calls it. Whatever writes a variable
+  after the step still waits for all of it, as TensorFlow orders it.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -36,7 +40,7 @@ import tensorflow as tf
 from smp_tf.errors import TransportError
 from smp_tf.frontend.hooks import graphs, initial_values
 from smp_tf.plan.graph import Graph
-from smp_tf.plan.program import Instruction, Operation, Program
+from smp_tf.plan.program import Channel, Instruction, Operation, Program
 from smp_tf.plan.segment import Segment, SegmentPlan
 from smp_tf.runtime.arguments import Feed, TensorArgument
 from smp_tf.runtime.lower import noinline
@@ -54,11 +58,13 @@ class Emitted:
         returned: position in the graph's returns -> positions of its M microbatches in
             the flat list; missing for gradients of other ranks' variables.
         summed: position in the graph's returns -> position of the running sum.
+        program: what the function does.
     """
 
     function: Any
     returned: Mapping[int, tuple[int, ...]]
     summed: Mapping[int, int]
+    program: Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +78,8 @@ class EmitInputs:
             to add up at a time (dense gradients).
         peers: pp_rank -> world rank.
         number: what the timeline calls the program in this process.
+        device_of: (dtype, world rank of the other end) -> where an operation stands
+            that sends or receives; "" for wherever TensorFlow puts it.
     """
 
     graph: Graph
@@ -83,6 +91,7 @@ class EmitInputs:
     sum_groups: Mapping[int, Sequence[Sequence[tuple[int, ...]]]]
     peers: Sequence[int]
     number: int = 0
+    device_of: Callable[[str, int], str] = lambda dtype, peer: ""
 
 
 def emit(inputs: EmitInputs) -> Emitted:
@@ -102,7 +111,8 @@ def emit(inputs: EmitInputs) -> Emitted:
         )
         graph.control_outputs = emitter[-1].last
         function = graphs.concrete(graph)
-    return Emitted(function, emitter[-1].returned, emitter[-1].summed)
+    last = emitter[-1]
+    return Emitted(function, last.returned, last.summed, inputs.program)
 
 
 class _Emitter:
@@ -116,6 +126,7 @@ class _Emitter:
         self.sums: dict[int, tf.Tensor] = {}
         self.event = -1  # index of the instruction that is being written
         self.sends: list[tuple[int, Instruction]] = []  # that follow the call
+        self.after: Instruction | None = None  # the one that is being written
         self.ops = _ops_if_built(is_alone=len(inputs.peers) == 1)
         self.call_type = _call_type(self.ops)
         self.called: list[Any] = []
@@ -148,6 +159,7 @@ class _Emitter:
                     instructions[place + 1 :],
                 )
             )
+            self.after = next((each for _, each in instructions[place + 1 :]), None)
             with tf.control_dependencies(self.last):
                 write[instruction.operation](instruction)
             assert not self.sends, "messages follow the call that makes them"
@@ -174,14 +186,15 @@ class _Emitter:
 
     def _send_made(self) -> None:
         """Send what is there of what follows the call: all of it when it is over."""
-        waiting = []
-        for self.event, send in self.sends:
-            if _channel(send).tensor in self.made[send.mb]:
-                with tf.control_dependencies(self.last):
-                    self._send(send)
-            else:
-                waiting.append((self.event, send))
-        self.sends = waiting
+        def is_made(send: Instruction) -> bool:
+            return _channel(send).tensor in self.made[send.mb]
+
+        there = [each for each in self.sends if is_made(each[1])]
+        self.sends = [each for each in self.sends if not is_made(each[1])]
+        following = [send for _, send in there[1:]]
+        for (self.event, send), after in itertools.zip_longest(there, following):
+            with tf.control_dependencies(self.last):
+                self._send(send, more=self._go_together(send, after))
 
     def _add_up(self, instruction: Instruction, piece: int) -> None:
         """Add the gradients that a piece returned to their running sums."""
@@ -205,24 +218,28 @@ class _Emitter:
             self.adders[positions] = self._calls(noinline(_add_all, specs))
         return self.adders[positions](*sums, *values)
 
-    def _send(self, instruction: Instruction) -> None:
+    def _send(self, instruction: Instruction, more: bool) -> None:
         channel = _channel(instruction)
-        self.last = [
-            self.ops.send_post(
+        with self._device(channel):
+            sent = self.ops.send_post(
                 self.made[instruction.mb][channel.tensor],
                 peer=self.inputs.peers[channel.peer],
                 channel=channel.number,
                 shape=_shape(channel.spec.shape),
                 label=_label(instruction),
+                more=more,
                 **self._recorded(),
             )
-        ]
+        self.last = [sent]
 
     def _post(self, instruction: Instruction) -> None:
-        self.last = [self.ops.recv_post(**self._receive(instruction))]
+        more = self._go_together(instruction, self.after)
+        with self._device(_channel(instruction)):
+            self.last = [self.ops.recv_post(more=more, **self._receive(instruction))]
 
     def _wait(self, instruction: Instruction) -> None:
-        value = self.ops.recv_wait(**self._receive(instruction))
+        with self._device(_channel(instruction)):
+            value = self.ops.recv_wait(**self._receive(instruction))
         self.made[instruction.mb][_channel(instruction).tensor] = value
         self.last = [value.op]
 
@@ -236,6 +253,21 @@ class _Emitter:
             "label": _label(instruction),
             **self._recorded(),
         }
+
+    def _device_of(self, channel: Channel) -> str:
+        peer = self.inputs.peers[channel.peer]
+        return self.inputs.device_of(channel.spec.dtype, peer)
+
+    def _device(self, channel: Channel) -> contextlib.AbstractContextManager[Any]:
+        device = self._device_of(channel)
+        return tf.device(device) if device else contextlib.nullcontext()
+
+    def _go_together(self, one: Instruction, after: Instruction | None) -> bool:
+        """Whether what follows at once goes the same way."""
+        if after is None or after.operation is not one.operation:
+            return False
+        a, b = _channel(one), _channel(after)
+        return a.peer == b.peer and self._device_of(a) == self._device_of(b)
 
     def _calls(self, function: Any) -> graphs.Calls:
         self.called.append(function)
@@ -305,7 +337,7 @@ class _Emitter:
                 self.returned[position] = tuple(range(start, len(flat)))
                 if position in self.sums:
                     self.summed[position] = len(flat)
-                    flat.append(tf.identity(self.sums[position]))
+                    flat.append(self.sums[position])
                 else:
                     flat[start:] = map(tf.identity, flat[start:])
         return flat
@@ -348,7 +380,7 @@ def _call_type(ops: Any) -> str:
     return str(ops.CALL)
 
 
-def _channel(instruction: Instruction) -> Any:
+def _channel(instruction: Instruction) -> Channel:
     assert instruction.channel is not None  # POST, WAIT and SEND always have one
     return instruction.channel
 

@@ -1,6 +1,6 @@
 """Segments become TensorFlow functions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -9,6 +9,7 @@ from tensorflow.core.framework import graph_pb2, types_pb2
 from smp_tf.frontend.hooks import graphs, recording
 from smp_tf.frontend.trace import StepTrace
 from smp_tf.plan.segment import Segment
+from smp_tf.runtime.counted_draws import CountedDraws, MakeCounter
 
 # Never inlined: M inlined copies of a segment cost seconds of graph optimisation, and
 # copies of a random operation with a fixed seed would all draw the same numbers.
@@ -16,12 +17,16 @@ _ATTRIBUTES = {"_noinline": True}
 
 
 def lower_segments(
-    trace: StepTrace, segments: Sequence[Segment]
+    trace: StepTrace,
+    segments: Sequence[Segment],
+    make_counter: MakeCounter | None = None,
 ) -> dict[int, list[tuple[Segment, Any]]]:
     """stage -> [(piece, ConcreteFunction(*inputs, *arguments) -> [*outputs])].
 
     Args:
         segments: or pieces of segments, in order.
+        make_counter: of what random operations count with; without it their kernels
+            count.
 
     A segment that only has effects returns one constant, so that there is always a
     tensor to wait for: a function that is not inlined publishes its outputs when all of
@@ -30,13 +35,17 @@ def lower_segments(
     graph_def = trace.func_graph.as_graph_def()
     defs = {node.name: node for node in graph_def.node}
     functions: dict[int, list[tuple[Segment, Any]]] = {}
+    draws: CountedDraws | None = None
+    if make_counter is not None:
+        draws = CountedDraws(trace.func_graph, make_counter)
     with graphs.outside_of_graphs():
         for segment in segments:
             part = graph_pb2.GraphDef(
                 versions=graph_def.versions, library=graph_def.library
             )
             part.node.extend(_cut_out(defs, segment))
-            function = _function(trace, segment, part)
+            counters = draws.replace(part) if draws is not None else {}
+            function = _function(trace, segment, part, counters)
             functions.setdefault(segment.stage, []).append((segment, function))
     return functions
 
@@ -87,7 +96,12 @@ def _in_order(node: Any) -> list[Any]:
     return chain
 
 
-def _function(trace: StepTrace, segment: Segment, graph_def: Any) -> Any:
+def _function(
+    trace: StepTrace,
+    segment: Segment,
+    graph_def: Any,
+    counters: Mapping[str, tf.Variable],
+) -> Any:
     fed = [*segment.inputs, *segment.arguments]
     tensors = [trace.func_graph.get_tensor_by_name(name) for name in fed]
 
@@ -96,6 +110,8 @@ def _function(trace: StepTrace, segment: Segment, graph_def: Any) -> Any:
         feeds: dict[str, tf.Tensor] = dict(zip(fed, values, strict=True))
         for name in segment.captures:
             feeds[f"{name}:0"] = here.capture(trace.captured[name])
+        for name, counter in counters.items():
+            feeds[name] = here.capture(counter.handle)
         outputs = tf.graph_util.import_graph_def(
             graph_def, input_map=feeds, return_elements=list(segment.outputs), name=""
         )

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from smp_tf.config import Config, resolve
 from smp_tf.errors import ConfigError, PartitionError, SmpError
-from smp_tf.frontend.hooks import initial_values
+from smp_tf.frontend.hooks import initial_values, recording
 from smp_tf.frontend.optimizers import slots_of
 from smp_tf.frontend.trace import StepTrace
 from smp_tf.plan import schedules
@@ -159,13 +159,15 @@ def profile_model(model: Any, inputs: Any) -> Profile:
 
 def _step_of(model_or_step: Any) -> Any:
     """A step, or a bound one; else the usual step of a model."""
-    if isinstance(model_or_step, tf.keras.Model):
+    if getattr(model_or_step, recording.DISTRIBUTED_MARK, False):
         return step(_training_step(model_or_step))
     if isinstance(model_or_step, Step | BoundStep):
         return model_or_step
+    is_plain = isinstance(model_or_step, tf.keras.Model)
+    remedy = "; smp.plan(smp.distribute(model), ..) takes it" if is_plain else ""
     raise TypeError(
         "smp.plan takes a DistributedModel or a function decorated with smp.step:"
-        f" model_or_step={model_or_step!r}"
+        f" model_or_step={model_or_step!r}{remedy}"
     )
 
 

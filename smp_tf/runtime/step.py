@@ -1,8 +1,10 @@
 """``@smp.step``: trace, plan, emit and call; the only module that knows them all."""
 
+import copy
 import dataclasses
 import functools
 import inspect
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -11,25 +13,33 @@ from typing import Any
 import tensorflow as tf
 
 from smp_tf.config import Config
-from smp_tf.errors import ConfigError
+from smp_tf.errors import ConfigError, SmpError
 from smp_tf.frontend import variables
 from smp_tf.frontend.hooks import graphs
 from smp_tf.frontend.trace import StepTrace, trace_step
-from smp_tf.plan.piece import split_segment
+from smp_tf.plan.piece import PIECE_BYTES, number_pieces, split_segment
 from smp_tf.plan.plan_step import plan_step
 from smp_tf.plan.program import lower_program, num_channels
+from smp_tf.plan.segment import Segment
 from smp_tf.plan.step_plan import StepPlan
 from smp_tf.plan.sums import group_sums
-from smp_tf.runtime import placement, session, timeline_steps
-from smp_tf.runtime.agree import require_same_graph
+from smp_tf.runtime import placement, session, timeline_steps, whole_values, xla
+from smp_tf.runtime.agree import require_same_graph, require_same_partition
 from smp_tf.runtime.arguments import Arguments, SplitRules, read_arguments
+from smp_tf.runtime.channels import channels
+from smp_tf.runtime.counted_draws import MakeCounter
 from smp_tf.runtime.emit import EmitInputs, Emitted, emit
 from smp_tf.runtime.log import tell_partition
 from smp_tf.runtime.lower import lower_segments
 from smp_tf.runtime.profiling import profile_of_step
+from smp_tf.runtime.random_counters import counters_of, text_of
 from smp_tf.runtime.results import Results, sum_positions
 
 logger = logging.getLogger("smp_tf")
+
+AVERAGED_BYTES = 4 * 2**20
+"""Gradients that a piece of a segment makes, where replicas average them: the first are
+on their way to the other replicas while the next are made."""
 
 _TF_FUNCTION_ARGUMENTS = ("autograph", "reduce_retracing", "jit_compile")
 _building = threading.RLock()  # a step is traced by one thread at a time
@@ -110,9 +120,26 @@ class Step:
         self._input_split_axes = input_split_axes
         self._input_signature = input_signature
         self._autograph = tf_function_arguments.get("autograph", True)
+        self._microbatches: int | None = None
+        self._forget()
+        self._check_decorator(tf_function_arguments)
+
+    def _forget(self) -> None:
         self._built: dict[Hashable, _Built] = {}
         self._session: Any = None
-        self._check_decorator(tf_function_arguments)
+
+    def with_microbatches(self, count: int) -> "Step":
+        """The same step over ``count`` microbatches, whatever the configuration says:
+        for a batch that does not divide into as many."""
+        other = copy.copy(self)
+        other._forget()
+        other._microbatches = count
+        return other
+
+    def _configured(self, config: Config) -> Config:
+        if self._microbatches is None:
+            return config
+        return dataclasses.replace(config, microbatches=self._microbatches)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """As a method: ``self`` is the first argument, a constant of the trace."""
@@ -158,7 +185,11 @@ class Step:
                 f" {', '.join(_TF_FUNCTION_ARGUMENTS)}"
             )
         if tf_function_arguments.get("jit_compile"):
-            raise NotImplementedError("smp.step: jit_compile is not supported yet")
+            raise NotImplementedError(
+                "smp.step cannot be compiled as a whole: jit_compile=True"
+                f" step={self.__name__}; set `xla` to true in smp.init, which compiles"
+                " each segment"
+            )
         parameters = self._signature.parameters.values()
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
             return
@@ -194,7 +225,9 @@ class Step:
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         rules = SplitRules(
-            config.microbatches, self._non_split_inputs, self._input_split_axes
+            self._configured(config).microbatches,
+            self._non_split_inputs,
+            self._input_split_axes,
         )
         names = _positional_names(self._signature, len(bound.args))
         signature = self._aligned_signature(len(bound.args), num_bound)
@@ -215,6 +248,12 @@ class Step:
     # --- building
 
     def build(self, arguments: Arguments) -> _Built:
+        if whole_values.is_alone():
+            raise SmpError(
+                "a step needs all ranks, and rank 0 is at work on a file by itself:"
+                f" step={self.__name__}; keep functions that call it outside of models"
+                " that are saved, and of callbacks that write files"
+            )
         current = session.current("step")
         with _building:
             if self._session is not current:  # built for another session: other ranks
@@ -233,27 +272,32 @@ class Step:
 
     def _build_new(self, current: Any, arguments: Arguments) -> _Built:
         trace = self._trace(arguments)
-        first_channel = _channels.first_free(current)
+        first_channel = channels.first_free(current)
         require_same_graph(self.__name__, trace.graph, first_channel)
         known = placement.known(trace.models)
         is_first = any(model.placement is None for model in trace.models)
         handles = [id(variable.handle) for variable in trace.variables]
-        profile = profile_of_step(self.__name__, trace, arguments, known.profile)
+        config = self._configured(current.config)
+        profile = profile_of_step(
+            self.__name__, trace, arguments, known.profile, config.microbatches
+        )
         plan = plan_step(
             trace.graph,
-            current.config,
+            config,
             {i: known.owner[h] for i, h in enumerate(handles) if h in known.owner},
             known.partition_of_layer,
             given=current.given,
             profile=profile,
             name=self.__name__,
         )
+        if is_first and config.horovod:
+            require_same_partition(self.__name__, plan)
         if session.rank() == 0:
             if is_first and plan.num_partitions > 1:
                 tell_partition(self.__name__, plan, current.json_log)
             for text in plan.advice:
                 logger.warning("step=%s: %s", self.__name__, text)
-        _channels.take(current, num_channels(plan.segments, plan.num_microbatches))
+        channels.take(current, num_channels(plan.segments, plan.num_microbatches))
         decided = known.extended(
             {handles[index]: partition for index, partition in plan.owner.items()},
             plan.partition_of_layer,
@@ -271,8 +315,15 @@ class Step:
             session.get_pp_group(),
             first_channel,
             number,
+            xla_name=self.__name__ if xla.is_wanted(config) else "",
+            piece_bytes=AVERAGED_BYTES if config.horovod else PIECE_BYTES,
+            device_of=current.gpu_links.device_of,
+            make_counter=counters_of(trace.models[0]).of_trace(
+                current, text_of(self.__name__, arguments, plan.num_microbatches)
+            ),
         )
-        timeline_steps.add(number, self.__name__, plan, pp_rank)
+        current.gpu_links.connect(emitted.program, session.get_pp_group())
+        timeline_steps.add(number, self.__name__, plan, emitted.program)
         results = Results(trace.returns, emitted, decided.owner, pp_rank)
         return _Built(plan, emitted.function, results)
 
@@ -286,6 +337,10 @@ def emit_rank(
     peers: Sequence[int],
     first_channel: int,
     number: int = 0,
+    xla_name: str = "",
+    piece_bytes: int = PIECE_BYTES,
+    device_of: Callable[[str, int], str] = lambda dtype, peer: "",
+    make_counter: MakeCounter | None = None,
 ) -> Emitted:
     """Write what ``pp_rank`` does in a step; any process can, for any pp_rank.
 
@@ -294,32 +349,60 @@ def emit_rank(
         peers: pp_rank -> world rank.
         first_channel: channel numbers below are taken by other steps.
         number: what the timeline calls the program.
+        xla_name: if said, XLA compiles the segments, and its log calls the step so.
+        piece_bytes: of gradients, that a piece of a segment makes.
+        device_of: see ``EmitInputs``.
+        make_counter: see ``lower_segments``.
     """
+    pieces = [
+        _pieces(trace, plan, owner, rank, piece_bytes) for rank in range(len(peers))
+    ]
+    mine = pieces[pp_rank]
     program = lower_program(
-        plan.segments, plan.schedule, pp_rank, plan.num_microbatches, first_channel
+        plan.segments,
+        plan.schedule,
+        pp_rank,
+        plan.num_microbatches,
+        first_channel,
+        number_pieces(itertools.chain(*pieces)),
     )
     sums = sum_positions(trace.returns, owner, pp_rank)
-    returned = {trace.graph.returns[position] for position in sums}
-    sizes = {tensor: trace.graph.spec(tensor).num_bytes for tensor in returned}
-    mine = [
-        piece
-        for segment in plan.segments.segments
-        if segment.partition == pp_rank
-        for piece in split_segment(trace.graph, segment, sizes)
-    ]
+    functions = lower_segments(trace, mine, make_counter)
+    if xla_name:
+        functions = xla.compile_segments(trace, functions, xla_name)
     return emit(
         EmitInputs(
             graph=trace.graph,
             plan=plan.segments,
             program=program,
-            functions=lower_segments(trace, mine),
+            functions=functions,
             arguments=arguments.tensors,
             values=arguments.value_specs,
             sum_groups=group_sums(trace.graph, plan.segments, pp_rank, mine, sums),
             peers=tuple(peers),
             number=number,
+            device_of=device_of,
         )
     )
+
+
+def _pieces(
+    trace: StepTrace,
+    plan: StepPlan,
+    owner: Mapping[int, int],
+    pp_rank: int,
+    piece_bytes: int,
+) -> list[Segment]:
+    """The segments of a rank, in pieces; every rank can tell those of every other."""
+    sums = sum_positions(trace.returns, owner, pp_rank)
+    returned = {trace.graph.returns[position] for position in sums}
+    sizes = {tensor: trace.graph.spec(tensor).num_bytes for tensor in returned}
+    return [
+        piece
+        for segment in plan.segments.segments
+        if segment.partition == pp_rank
+        for piece in split_segment(trace.graph, segment, sizes, piece_bytes)
+    ]
 
 
 class BoundStep:
@@ -350,25 +433,6 @@ class BoundStep:
     ) -> Arguments:
         """See ``Step.read``."""
         return self._step.read((self._instance, *args), kwargs, config, num_bound=1)
-
-
-class _Channels:
-    """Channel numbers of the steps of one session, in the order of building."""
-
-    def __init__(self) -> None:
-        self._session: Any = None
-        self._next = 0
-
-    def first_free(self, current: Any) -> int:
-        if self._session is not current:
-            self._session, self._next = current, 0
-        return self._next
-
-    def take(self, current: Any, count: int) -> None:
-        self._next = self.first_free(current) + count
-
-
-_channels = _Channels()
 
 
 def _call(

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 
-from smp_tf.plan.program import lower_program
+from smp_tf.plan.program import Program
 from smp_tf.plan.step_plan import StepPlan
 from smp_tf.report.timeline_plan import PlannedStep, planned_step
 from smp_tf.report.timeline_run import Label, labels_of
@@ -21,16 +21,12 @@ class BuiltStep:
     number: int
     name: str
     plan: StepPlan
-    pp_rank: int
+    program: Program
 
     @functools.cached_property
     def labels(self) -> tuple[Label | None, ...]:
         """What each instruction of this rank's program is."""
-        plan = self.plan
-        program = lower_program(
-            plan.segments, plan.schedule, self.pp_rank, plan.num_microbatches, 0
-        )
-        return labels_of(program, plan.segments.pipeline())
+        return labels_of(self.program, self.plan.segments.pipeline())
 
     @functools.cached_property
     def planned(self) -> PlannedStep:
@@ -47,14 +43,19 @@ def new_number() -> int:
     return next(_numbers)
 
 
-def add(number: int, name: str, plan: StepPlan, pp_rank: int) -> None:
+def add(number: int, name: str, plan: StepPlan, program: Program) -> None:
     """A step has been built, and emitted with this number."""
-    _built[number] = BuiltStep(len(_built), name, plan, pp_rank)
+    _built[number] = BuiltStep(len(_built), name, plan, program)
 
 
 def find(number: int) -> BuiltStep | None:
     """The step with this number; None if it belonged to another session."""
     return _built.get(number)
+
+
+def built() -> list[BuiltStep]:
+    """All steps of the session, in the order of building."""
+    return list(_built.values())
 
 
 def forget() -> None:

@@ -67,7 +67,7 @@ def follow(saved: str, edited: str) -> dict[str, Any]:
 
 def smp_rank() -> int:
     """Known before ``smp.init``, which is what fails here."""
-    from smp_tf.config import launch
+    from smp_tf.launch import launch
 
     return launch().rank
 

@@ -123,7 +123,7 @@ def refuse(path: str) -> dict[str, str]:
 
 def smp_rank() -> int:
     """Known before ``smp.init``."""
-    from smp_tf.config import launch
+    from smp_tf.launch import launch
 
     return launch().rank
 

@@ -241,3 +241,56 @@ def test_accumulate_does_not_hold_all_gradients() -> None:
         assert run.returncode == 0, run.stderr[-3000:]
         peak_mb.append(int(run.stdout.split()[-1]))
     assert peak_mb[1] - peak_mb[0] < 120, f"peak MB for M=2, 32: {peak_mb}"
+
+
+def test_gradients_leave_the_step_while_the_rest_of_it_runs(monkeypatch: Any) -> None:
+    """So that replicas can average them meanwhile. The timeline shows it, too, but
+    depends on the machine; here a gradient must not wait for the last call."""
+    monkeypatch.setattr(sys.modules["smp_tf.runtime.step"], "PIECE_BYTES", 1)
+
+    class Net(smp.DistributedModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.all = [tf.keras.layers.Dense(4, use_bias=False) for _ in range(3)]
+
+        def call(self, x: tf.Tensor) -> tf.Tensor:
+            for layer in self.all:
+                x = layer(x)
+            return x
+
+    model = Net()
+
+    @smp.step
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(x))
+        return tape.gradient(loss, model.trainable_variables)
+
+    @tf.function
+    def train(x: tf.Tensor) -> Any:
+        return [gradient.accumulate() for gradient in step(x)]
+
+    x = tf.constant(rows(4, 4))
+    train(x)
+    (built,) = step._built.values()
+    graph = built.function.graph
+    last = {op.name for op in graph.get_operations() if op.type == "SmpRunEnd"}
+    assert last <= _behind(graph.control_outputs)
+    sums = built.results._emitted.summed.values()
+    waits = [_behind([graph.outputs[i].op]) for i in sums]
+    assert not any(last & names for names in waits)
+    calls = [sum("SmpCall" in name for name in names) for names in waits]
+    assert len(set(calls)) == 3, calls  # each gradient after another number of calls
+
+
+def _behind(ops: Any) -> set[str]:
+    """Names of the operations that some wait for, and of themselves."""
+    seen: dict[str, Any] = {}
+    waiting = list(ops)
+    while waiting:
+        op = waiting.pop()
+        if op.name not in seen:
+            seen[op.name] = op
+            waiting += [tensor.op for tensor in op.inputs]
+            waiting += op.control_inputs
+    return set(seen)
