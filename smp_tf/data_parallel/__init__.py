@@ -1,0 +1,1 @@
+"""Data parallelism: replicas of the model train on different batches."""

@@ -1,0 +1,101 @@
+"""Means of gradients on the rank that owns a variable, and its values from there.
+
+    rank 0   gradient of a ->  mean of a, update of a -> a
+                           <-> mean of b, update of b <->
+    rank 1   gradient of b ->                        <-  b
+
+Directly over our own transport: what belongs to one rank goes to that rank in one hop,
+and it adds up in the order of the ranks. As in ``averaging``, each bucket is a function
+whose calls take turns, and waits for nothing but its own.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+
+from smp_tf.data_parallel.averaging import compressed, specs_of
+from smp_tf.data_parallel.buckets import Bucket
+from smp_tf.data_parallel.vectors import divided, joined
+from smp_tf.runtime import session
+from smp_tf.runtime.collectives import Link, in_turns, new_turn, ordered_sum
+
+_Body = tuple[list[tf.Tensor], list[tf.Operation]]
+
+
+def mean_at_owner(bucket: Bucket, compression: Any, channel: int, label: str) -> Any:
+    """A ConcreteFunction: the gradients of a bucket -> their means, on their owner;
+    -> nothing, on the other ranks of the dp_group.
+
+    IndexedSlices come as (values, indices), and leave so, with the rows of all ranks.
+
+    Args:
+        channel: the first of two.
+    """
+    link, second = Link(channel, label), Link(channel + 1, label)
+
+    def of_dense(*gradients: tf.Tensor) -> _Body:
+        vector, restore = compressed(gradients, compression)
+        found = _at_owner(bucket, vector, link)
+        if not found:
+            return [], [_sent(bucket, vector, link)]
+        mean = ordered_sum(found) / tf.cast(len(found), vector.dtype)
+        return restore(mean), [mean.op]
+
+    def of_slices(values: tf.Tensor, indices: tf.Tensor) -> _Body:
+        rows = _at_owner(bucket, values, link)
+        places = _at_owner(bucket, indices, second)
+        if not rows:
+            sent = [_sent(bucket, values, link), _sent(bucket, indices, second)]
+            return [], sent
+        mean = tf.concat(rows, 0) / tf.cast(len(rows), values.dtype)
+        outputs = [mean, tf.concat(places, 0)]
+        return outputs, [output.op for output in outputs]
+
+    body = of_slices if bucket.first.index_dtype else of_dense
+    return in_turns("smp_mean", new_turn("smp_mean_turn"), body, specs_of(bucket))
+
+
+def values_of_owner(bucket: Bucket, channel: int, label: str) -> Any:
+    """A ConcreteFunction: the values of a bucket, on their owner -> nothing; on the
+    other ranks of the dp_group, nothing -> the values."""
+    link, group = Link(channel, label), session.get_dp_group()
+    owner = group[bucket.first.owner or 0]
+    specs = specs_of(bucket)
+
+    def give(*values: tf.Tensor) -> _Body:
+        vector = joined(values)
+        sent = [link.send(vector, peer) for peer in group if peer != owner]
+        with tf.control_dependencies(sent):
+            return [], [link.flush()]
+
+    def take() -> _Body:
+        shapes = [spec.shape for spec in specs]
+        length = sum(shape.num_elements() or 0 for shape in shapes)
+        shape = shapes[0] if len(shapes) == 1 else tf.TensorShape([length])
+        vector = link.receive(specs[0].dtype, shape, owner)
+        return divided(vector, shapes), [vector.op]
+
+    is_mine = owner == session.rank()
+    return in_turns(
+        "smp_values",
+        new_turn("smp_values_turn"),
+        give if is_mine else take,
+        specs if is_mine else [],
+    )
+
+
+def _at_owner(bucket: Bucket, mine: tf.Tensor, link: Link) -> list[tf.Tensor]:
+    """On the owner: what each rank of the dp_group has, in their order."""
+    if bucket.first.owner != session.dp_rank():
+        return []
+    return [
+        mine if peer == session.rank() else link.receive(mine.dtype, mine.shape, peer)
+        for peer in session.get_dp_group()
+    ]
+
+
+def _sent(bucket: Bucket, mine: tf.Tensor, link: Link) -> tf.Operation:
+    """Elsewhere: an operation that is over when the value has left."""
+    sent = link.send(mine, session.get_dp_group()[bucket.first.owner or 0])
+    with tf.control_dependencies([sent]):
+        return link.flush()
