@@ -1,0 +1,236 @@
+"""Values of a save, on their way into variables.
+
+Each rank takes what it has variables for, whichever part that is in. Variables that do
+not exist yet, or whose rank is not known yet, get their values later:
+
+    variables of a DistributedModel     when a step has partitioned it
+    slots of an optimizer               when it makes them, before they are used
+"""
+
+import pathlib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from smp_tf.checkpoint import names, parts
+from smp_tf.checkpoint.bundle import READ_ERRORS, text_of
+from smp_tf.checkpoint.manifest import Manifest
+from smp_tf.checkpoint.names import Contents
+from smp_tf.errors import ConfigError, SmpError
+from smp_tf.frontend.hooks import optimizer_slots
+
+
+class Values:
+    """Reads the values of a save, one by one.
+
+    Args:
+        prefix_of: mp_rank -> prefix of the files of its part.
+    """
+
+    def __init__(
+        self, manifest: Manifest, prefix_of: Callable[[int], pathlib.Path]
+    ) -> None:
+        self.manifest, self._prefix_of = manifest, prefix_of
+
+    def read(self, name: str) -> tf.Tensor:
+        """A tensor that a variable can take as it is: no copy is made of it.
+
+        Raises:
+            ConfigError: the file is damaged, or gone.
+        """
+        entry = self.manifest.entries[name]
+        prefix = str(self._prefix_of(entry.mp_rank))
+        try:
+            with tf.init_scope(), tf.device("CPU:0"):
+                (value,) = tf.raw_ops.RestoreV2(
+                    prefix=prefix,
+                    tensor_names=[name],
+                    shape_and_slices=[""],
+                    dtypes=[entry.dtype],
+                )
+            return value
+        except READ_ERRORS as error:
+            raise ConfigError(
+                f"a checkpoint's file is damaged: file={prefix!r} variable={name!r}:"
+                f" {text_of(error)}; restore another checkpoint by its restore_prefix,"
+                " or bring the file back from a copy"
+            ) from error
+
+
+class Restoring:
+    """One restore, until every variable has its value.
+
+    Args:
+        contents: gives what the checkpoint leads to now.
+        when_placed: called once all models are partitioned, if any was not.
+    """
+
+    def __init__(
+        self,
+        values: Values,
+        contents: Callable[[], Contents],
+        when_placed: Callable[[], None],
+    ) -> None:
+        self._values, self._contents = values, contents
+        self._when_placed = when_placed
+        now = contents()
+        entries = values.manifest.entries
+        self._left = {name for name in entries if names.root_of(name) in now.roots}
+        self._is_over = False
+
+    def verify(self) -> None:
+        """Whether the checkpoint has these variables, no others, of these shapes.
+
+        Raises:
+            ConfigError: names each that does not fit.
+        """
+        now = self._contents()
+        for optimizer in now.optimizers.values():
+            optimizer_slots.make_scalars(optimizer)
+        now = self._contents()
+        wrong = [
+            *self._of_other_shape(now.variables),
+            *self._without_value(now.variables),
+            *self._without_variable(now),
+        ]
+        if wrong:
+            raise self._mismatch(wrong)
+
+    def _of_other_shape(self, variables: Mapping[str, Any]) -> list[str]:
+        entries = self._values.manifest.entries
+        wrong = []
+        for name, (shape, dtype) in parts.known(variables).items():
+            entry = entries.get(name)
+            if entry is not None and (entry.shape, entry.dtype) != (shape, dtype):
+                wrong.append(
+                    f"variable={name!r} is {shape} {dtype}, in the checkpoint"
+                    f" {entry.shape} {entry.dtype}"
+                )
+        return wrong
+
+    def _without_value(self, variables: Mapping[str, Any]) -> list[str]:
+        entries = self._values.manifest.entries
+        return [
+            f"variable={name!r} is not in the checkpoint"
+            for name in variables
+            if name not in entries
+        ]
+
+    def _without_variable(self, now: Contents) -> list[str]:
+        later = tuple(f"{path}/" for path in (*now.optimizers, *_unbuilt(now)))
+        return [
+            f"variable={name!r} of the checkpoint does not exist"
+            for name in sorted(self._left - now.variables.keys())
+            if not name.startswith(later)
+        ]
+
+    def _mismatch(self, wrong: list[str]) -> ConfigError:
+        shown = "; ".join(wrong[:5]) + ("; .." if len(wrong) > 5 else "")
+        file = self._values.manifest.number
+        return ConfigError(
+            "the objects in tf.train.Checkpoint must be those that were saved:"
+            f" {len(wrong)} variables differ: checkpoint number={file}: {shown}; build"
+            " the model as it was (a plain Keras model before the restore), and leave"
+            " out of tf.train.Checkpoint what shall not be restored"
+        )
+
+    def begin(self) -> None:
+        """Set what exists; see to it that the rest follows."""
+        now = self._contents()
+        for path, optimizer in now.optimizers.items():
+            if self._has_unmade(path, now):
+                again = self._made(path, optimizer_slots.is_legacy(optimizer))
+                optimizer_slots.after_making(optimizer, again)
+        self._set()
+        waiting = [model for model in now.models.values() if model.placement is None]
+        for model in waiting:
+            model.when_placed(self._placed)
+
+    def _has_unmade(self, path: str, now: Contents) -> bool:
+        """Whether an optimizer has yet to make variables that it has in the file."""
+        left = {name for name in self._left if name.startswith(f"{path}/")}
+        is_made = _has_slots(path, now.variables)
+        return bool(left - now.variables.keys()) and not is_made
+
+    def _made(self, path: str, is_legacy: bool) -> Callable[[], bool]:
+        def made() -> bool:
+            if not self._is_over:
+                self._set()
+            # A legacy one makes the slots of those variables that it updates.
+            return self._is_over or not is_legacy or not _has_slots(path, self._left)
+
+        return made
+
+    def _placed(self) -> None:
+        now = self._contents()
+        if self._is_over or _unplaced(now):
+            return
+        self._set()
+        wrong = [
+            *self._of_other_shape(now.variables),
+            *self._without_value(now.variables),
+            *self._without_variable(now),
+        ]
+        if wrong:
+            raise self._mismatch(wrong)
+        self._when_placed()
+
+    def _set(self) -> None:
+        now = self._contents()
+        waiting = tuple(f"{path}/" for path in _unplaced(now))
+        mine = parts.here(now.variables)
+        for name in now.variables:
+            if name not in self._left or (waiting and name.startswith(waiting)):
+                continue
+            if name in mine:
+                mine[name].assign(self._values.read(name))
+            self._left.discard(name)
+
+    def require_placed(self) -> None:
+        """Raises:
+        SmpError: variables of models still wait for their values.
+        """
+        waiting = _unplaced(self._contents())
+        if not self._is_over and waiting:
+            raise _too_early(waiting)
+
+    def require_slots(self, entries: Mapping[str, Any]) -> None:
+        """Slots of each optimizer that has some in the checkpoint are in ``entries``,
+        the variables of all ranks.
+
+        Raises:
+            SmpError: an optimizer has none: they still wait for their values.
+        """
+        waiting = [
+            path
+            for path in self._contents().optimizers
+            if not self._is_over
+            and _has_slots(path, self._values.manifest.entries)
+            and not _has_slots(path, entries)
+        ]
+        if waiting:
+            raise _too_early(waiting)
+
+    def end(self) -> None:
+        """Nothing more is set: another restore follows."""
+        self._is_over = True
+
+
+def _unplaced(now: Contents) -> list[str]:
+    return [path for path, model in now.models.items() if model.placement is None]
+
+
+def _unbuilt(now: Contents) -> list[str]:
+    return [path for path in _unplaced(now) if not now.models[path].built]
+
+
+def _has_slots(path: str, variables: Collection[str]) -> bool:
+    return any(name.startswith(f"{path}/{names.SLOT}/") for name in variables)
+
+
+def _too_early(waiting: list[str]) -> SmpError:
+    return SmpError(
+        "a save comes after the first step that follows a restore, when the restored"
+        f" values are in their variables: waiting={waiting}"
+    )

@@ -1,0 +1,212 @@
+"""One save, from the values to the manifest.
+
+    prepare   all ranks: who has what; room for the files        messages
+    write     each its files; on a thread if training goes on    none
+    commit    all files are there: manifests; then those of      messages
+              older saves go
+
+Whatever happens before the manifests are in all folders, the previous save stays the
+latest.
+"""
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from smp_tf.checkpoint import manifest as manifest_lib
+from smp_tf.checkpoint import parts, rank_state
+from smp_tf.checkpoint.folder import Folder, Save, Seen, whole_saves
+from smp_tf.checkpoint.manifest import File, Layout, Manifest
+from smp_tf.checkpoint.names import Contents, trained_names
+from smp_tf.checkpoint.restoring import Restoring
+from smp_tf.checkpoint.together import attempt, everywhere
+from smp_tf.errors import ConfigError
+from smp_tf.runtime import session
+
+
+def layout() -> Layout:
+    """Of the job that this process is in."""
+    return Layout(
+        mp_size=session.mp_size(),
+        pp_size=session.pp_size(),
+        dp_size=session.dp_size(),
+        sharded=session.config().shard_optimizer_state,
+    )
+
+
+class Saving:
+    """A save that is under way. Every rank makes the same calls.
+
+    Args:
+        number: of the checkpoint; None for the next one.
+        step: value of the step counter.
+        blocking: False to write on a thread; the values are copied here and now.
+        restoring: the restore before, if any.
+
+    Raises:
+        ConfigError: there is a whole checkpoint of this number.
+        SmpError: on every rank, what went wrong on any of them.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        contents: Contents,
+        number: int | None,
+        step: int | None,
+        blocking: bool,
+        restoring: Restoring | None = None,
+    ) -> None:
+        self._folder, self._contents, self._step = folder, contents, step
+        variables = parts.here(contents.variables)
+
+        def own() -> tuple[str, list[Seen], parts.Known]:
+            if restoring is not None:
+                restoring.require_placed()
+            return uuid.uuid4().hex, folder.scan(), parts.known(variables)
+
+        found = everywhere(f"save({'' if number is None else number})", own)
+        self._save_id = found[0][0]
+        whole = whole_saves(each for _, seen, _ in found for each in seen)
+        self.number = _number_of(folder, whole, number)
+        self._order = whole[-1].order + 1 if whole else 0
+        self._whole = whole
+        self._prefix = folder.prefix(session.mp_rank(), self.number)
+        self._parts = parts.divide([each for _, _, each in found])
+        if restoring is not None:
+            restoring.require_slots(self._parts.entries)
+        everywhere("save: make room", self._make_room)
+        self._error: Exception | None = None
+        self._thread: threading.Thread | None = None
+        self._begin(variables, blocking)
+
+    def _make_room(self) -> None:
+        self._prefix.parent.mkdir(parents=True, exist_ok=True)
+        for part in self._own_parts():  # what a killed job has left
+            self._folder.remove(part, self.number)
+
+    def _own_parts(self) -> list[int]:
+        """The folders that this rank cleans: of more parts if there were more."""
+        if not parts.is_writer():
+            return []
+        every = {*self._folder.parts(), session.mp_rank()}
+        size = session.mp_size()
+        return sorted(k for k in every if k % size == session.mp_rank())
+
+    def _begin(self, variables: Mapping[str, Any], blocking: bool) -> None:
+        own_prefix = rank_state.prefix_of(self._prefix, session.rank())
+        iterators, models = self._contents.iterators, self._contents.models
+        _, self._error = attempt(
+            lambda: rank_state.write(own_prefix, iterators, models)
+        )
+        if not parts.is_writer():
+            parts.provide(self._parts, variables)
+            return
+        values = parts.values(self._parts, variables)
+        if blocking:
+            self._run(lambda: parts.write(self._prefix, values))
+            return
+        copies = iter([(name, _copied(value), error) for name, value, error in values])
+        self._thread = threading.Thread(
+            target=self._run,
+            args=[lambda: parts.write(self._prefix, copies)],
+            name="smp-checkpoint",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def _run(self, function: Callable[[], None]) -> None:
+        _, error = attempt(function)
+        self._error = self._error or error
+
+    def commit(self, max_to_keep: int | None) -> list[Save]:
+        """Wait for the files, and make the save count; the whole saves that are left.
+
+        Raises:
+            SmpError: on every rank, what went wrong on any of them; the previous save
+                is the latest.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        try:
+            files = everywhere("save: write", self._files)
+            manifest = self._manifest(files)
+            everywhere("save: commit", lambda: self._write_manifest(manifest))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._remove()
+            raise
+        kept = [*self._whole, Save(self.number, self._order, self._save_id)]
+        kept = kept[-max_to_keep:] if max_to_keep else kept
+        everywhere("save: clean up", lambda: self._sweep({s.number: s for s in kept}))
+        return kept
+
+    def _files(self) -> dict[str, File]:
+        """This rank's files, by path in the directory."""
+        if self._error is not None:
+            raise self._error
+        own = rank_state.files_of(rank_state.prefix_of(self._prefix, session.rank()))
+        if parts.is_writer():
+            own += parts.files_of(self._prefix)
+            manifest_lib.sync_folder(self._prefix.parent)
+        directory = self._folder.directory
+        return {
+            path.relative_to(directory).as_posix(): manifest_lib.file_of(path)
+            for path in own
+        }
+
+    def _manifest(self, files: list[dict[str, File]]) -> Manifest:
+        return Manifest(
+            save_id=self._save_id,
+            number=self.number,
+            order=self._order,
+            step=self._step,
+            layout=layout(),
+            entries=self._parts.entries,
+            files={path: file for each in files for path, file in each.items()},
+            trained=trained_names(self._contents),
+        )
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        if parts.is_writer():
+            path = self._folder.manifest_path(session.mp_rank(), self.number)
+            manifest_lib.write_text(path, manifest.to_json())
+
+    def _remove(self) -> None:
+        """Take back a save that failed."""
+        if parts.is_writer():
+            self._folder.remove(session.mp_rank(), self.number)
+
+    def _sweep(self, kept: Mapping[int, Save]) -> None:
+        """Say which saves there are, then remove the files of all others."""
+        for part in self._own_parts():
+            numbers = self._folder.numbers(part)
+            here = [
+                number
+                for number in kept
+                if self._folder.manifest_path(part, number).exists()
+            ]
+            self._folder.declare(part, here)
+            for number in numbers:
+                if number not in kept:
+                    self._folder.remove(part, number)
+
+
+def _number_of(folder: Folder, whole: list[Save], number: int | None) -> int:
+    numbers = [save.number for save in whole]
+    if number is None:
+        return max(numbers, default=0) + 1
+    if number in numbers:
+        raise ConfigError(
+            "a checkpoint is never overwritten, for a job that is killed meanwhile"
+            f" would lose it: checkpoint_number={number}"
+            f" directory={str(folder.directory)!r}; give another number, or remove the"
+            f" files {folder.name}-{number}.* first"
+        )
+    return number
+
+
+def _copied(value: Any) -> Any:
+    return None if value is None else value.copy()
