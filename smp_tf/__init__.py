@@ -70,7 +70,12 @@ _PUBLIC = {
         "tp_rank",
         "tp_size",
     ),
+    "smp_tf.data_parallel.allreduce": ("allreduce",),
+    "smp_tf.checkpoint.manager": ("CheckpointManager",),
+    "smp_tf.checkpoint.full_weights": ("load_full_weights",),
+    "smp_tf.data_parallel.shard_dataset": ("shard_dataset",),
     "smp_tf.frontend.variables": ("delay_param_initialization",),
+    "smp_tf.runtime.clipping": ("clip_by_global_norm",),
     "smp_tf.runtime.placement": ("partition", "register_post_partition_hook"),
     "smp_tf.report.forecast_table": ("forecast_table",),
     "smp_tf.report.partition_table": ("partition_table",),
@@ -80,6 +85,8 @@ _PUBLIC = {
     "smp_tf.runtime.stats": ("last_step_stats",),
     "smp_tf.runtime.step": ("step",),
     "smp_tf.runtime.step_output": ("StepOutput",),
+    "smp_tf.keras.distribute": ("distribute",),
+    "smp_tf.keras.distributed_optimizer": ("DistributedOptimizer",),
     "smp_tf.keras.model": ("DistributedModel",),
 }
 _MODULES = {"callbacks": "smp_tf.keras.callbacks"}  # public name -> module
@@ -130,6 +137,10 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
+    from smp_tf.checkpoint.full_weights import load_full_weights  # noqa: F401
+    from smp_tf.checkpoint.manager import CheckpointManager  # noqa: F401
+    from smp_tf.data_parallel.allreduce import allreduce  # noqa: F401
+    from smp_tf.data_parallel.shard_dataset import shard_dataset  # noqa: F401
     from smp_tf.errors import (  # noqa: F401
         ConfigError,
         MicrobatchError,
@@ -142,7 +153,10 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     )
     from smp_tf.frontend.variables import delay_param_initialization  # noqa: F401
     from smp_tf.keras import callbacks  # noqa: F401
+    from smp_tf.keras.distribute import distribute  # noqa: F401
+    from smp_tf.keras.distributed_optimizer import DistributedOptimizer  # noqa: F401
     from smp_tf.keras.model import DistributedModel  # noqa: F401
+    from smp_tf.runtime.clipping import clip_by_global_norm  # noqa: F401
     from smp_tf.runtime.placement import partition  # noqa: F401
     from smp_tf.runtime.stats import last_step_stats  # noqa: F401
     from smp_tf.runtime.step import step  # noqa: F401

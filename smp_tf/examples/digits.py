@@ -1,11 +1,12 @@
 """Classify real handwritten digits with a convolutional network split over processes.
 
     horovodrun -np 2 python -m smp_tf.examples.digits
+    horovodrun -np 4 python -m smp_tf.examples.digits --partitions 2    (two replicas)
     python -m smp_tf.examples.digits                     (one process, no launcher)
 
-The 1797 images of 8 x 8 pixels come with scikit-learn. Every rank feeds the same
-batches; the library splits the network over the ranks and each batch into
-microbatches.
+The 1797 images of 8 x 8 pixels come with scikit-learn. The library splits the network
+over the ranks of a replica, which all feed the same batches, and each batch into
+microbatches. Each replica trains on its share of a batch; gradients are averaged.
 """
 
 from __future__ import annotations
@@ -58,10 +59,13 @@ def load_images() -> tuple[np.ndarray, np.ndarray]:
 def batches(
     images: np.ndarray, labels: np.ndarray, size: int, epoch: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One epoch of whole batches in an order that depends on the epoch only."""
+    """This replica's share of one epoch of whole batches.
+
+    The order depends on the epoch only.
+    """
     order = np.random.default_rng(epoch).permutation(len(labels))
     for start in range(0, len(order) - size + 1, size):
-        chosen = order[start : start + size]
+        chosen = order[start : start + size][smp.dp_rank() :: smp.dp_size()]
         yield images[chosen], labels[chosen]
 
 
@@ -88,14 +92,22 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--pipeline", default="interleaved", help="simple, zero_bubble or auto"
     )
+    parser.add_argument(
+        "--partitions", type=int, help="ranks of one replica (default: all ranks)"
+    )
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--batch", type=int, default=48, help="images per step")
+    parser.add_argument(
+        "--batch", type=int, default=48, help="images per step, of all replicas"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     options = parse_arguments()
-    smp.init({"microbatches": options.microbatches, "pipeline": options.pipeline})
+    config = {"microbatches": options.microbatches, "pipeline": options.pipeline}
+    if options.partitions is not None:
+        config.update(partitions=options.partitions, horovod=True)
+    smp.init(config)
     keras.utils.set_random_seed(1)
 
     images, labels = load_images()
@@ -104,6 +116,8 @@ def main() -> None:
 
     model = DigitNet()
     optimizer = keras.optimizers.Adam(2e-3)
+    if smp.dp_size() > 1:
+        optimizer = smp.DistributedOptimizer(optimizer)
     loss_function = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     @smp.step
@@ -128,7 +142,7 @@ def main() -> None:
         return forward(images).merge()
 
     started = time.monotonic()
-    plan = forward_backward.plan(images[: options.batch], labels[: options.batch])
+    plan = forward_backward.plan(*next(batches(images, labels, options.batch, 0)))
     if smp.rank() == 0:
         print(smp.partition_table(plan), flush=True)
 
@@ -146,7 +160,7 @@ def main() -> None:
     share = accuracy(predict, test_images, test_labels, options.batch)
     if smp.rank() == 0:
         print(
-            f"test_accuracy={share:.4f} ranks={smp.size()} "
+            f"test_accuracy={share:.4f} ranks={smp.size()} replicas={smp.dp_size()} "
             f"microbatches={options.microbatches} schedule={options.pipeline} "
             f"seconds={seconds:.1f}",
             flush=True,

@@ -1,9 +1,8 @@
 """``smp.DistributedModel``: a Keras model that is spread over the mp_group."""
 
 import contextlib
-import contextvars
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -11,45 +10,15 @@ import tensorflow as tf
 from smp_tf.errors import SmpError
 from smp_tf.frontend import variables
 from smp_tf.frontend.hooks import recording
+from smp_tf.keras import one_by_one
+from smp_tf.keras.summary import Summary
+from smp_tf.keras.training import Training
+from smp_tf.keras.whole_model import WholeModel
+from smp_tf.keras.whole_weights import is_showing_all, showing_all
 from smp_tf.plan.profile import Profile
 from smp_tf.runtime import session
 from smp_tf.runtime.placement import Placement
 from smp_tf.runtime.planning import profile_model
-
-_is_showing_all = contextvars.ContextVar("_is_showing_all", default=False)
-"""True while global variables are listed; for the DistributedModels inside of one."""
-
-_ONLY_PART = (
-    "this rank has the values of its own partition only; call it before the first step,"
-    " or use model.variables on each rank"
-)
-
-
-@contextlib.contextmanager
-def _showing_all() -> Iterator[None]:
-    token = _is_showing_all.set(True)
-    try:
-        yield
-    finally:
-        _is_showing_all.reset(token)
-
-
-def _refuse(name: str, remedy: str, always: bool) -> Callable[..., Any]:
-    """A method of ``tf.keras.Model`` that would take part of a model for all of it, or
-    that would call the model outside a step."""
-    whole = getattr(tf.keras.Model, name)
-
-    @functools.wraps(whole)
-    def method(self: "DistributedModel", *args: Any, **kwargs: Any) -> Any:
-        is_split = self.placement is not None and session.pp_size() > 1
-        if always or is_split:
-            raise NotImplementedError(
-                f"DistributedModel.{name} does not work yet: model={self.name!r};"
-                f" {remedy}{'' if always else self._first_elsewhere()}"
-            )
-        return whole(self, *args, **kwargs)
-
-    return method
 
 
 def _deferring_variables(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,7 +32,25 @@ def _deferring_variables(function: Callable[..., Any]) -> Callable[..., Any]:
     return tf.__internal__.decorator.make_decorator(function, method)
 
 
-class DistributedModel(tf.keras.Model):
+def _is_functional(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a model is made from the tensors of Keras's functional API."""
+    given = tf.nest.flatten([*args, kwargs.get("inputs"), kwargs.get("outputs")])
+    is_keras_tensor = tf.keras.backend.is_keras_tensor
+    return any(tf.is_tensor(each) and is_keras_tensor(each) for each in given)
+
+
+def _variables(weights: list[Any]) -> list[tf.Variable]:
+    """Without the tables that TextVectorization and its like list among their weights;
+    every rank has them."""
+    return [each for each in weights if hasattr(each, "handle")]
+
+
+class _CalledOutsideStep(SmpError, NotImplementedError):
+    """Keras calls a model that is not built yet with the first batch of a generator,
+    and goes on after a NotImplementedError: the step will build it."""
+
+
+class DistributedModel(Training, WholeModel, Summary):
     """Subclass it instead of ``tf.keras.Model``; define ``__init__`` and ``call``.
 
     The model is partitioned when the first ``smp.step`` that calls it is built. From
@@ -79,6 +66,7 @@ class DistributedModel(tf.keras.Model):
     _smp_placement: Placement | None = None
     _smp_is_deferring: bool | None = None
     _smp_measured: Profile | None = None
+    _smp_waiting: tuple[Callable[[], None], ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -87,6 +75,13 @@ class DistributedModel(tf.keras.Model):
                 setattr(cls, name, _deferring_variables(cls.__dict__[name]))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if _is_functional(args, kwargs):
+            # Keras would put its class Functional under the classes of all models.
+            raise TypeError(
+                "a class on smp.DistributedModel defines `call`; it is not made from"
+                f" inputs and outputs: class={type(self).__name__}; write"
+                " smp.distribute(tf.keras.Model(inputs, outputs))"
+            )
         with self._deferring():
             super().__init__(*args, **kwargs)
 
@@ -105,39 +100,15 @@ class DistributedModel(tf.keras.Model):
             super().build(input_shape)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not recording.is_tracing():
+        if not recording.is_tracing() and not one_by_one.is_open():
             session.current(f"DistributedModel ({self.name})")
-            raise SmpError(
+            raise _CalledOutsideStep(
                 "a DistributedModel is called inside a function decorated with"
                 " smp.step, where its partitions run in a pipeline:"
                 f" model={self.name!r}"
             )
         with self._deferring():
             return super().__call__(*args, **kwargs)
-
-    # --- what does not work yet, and must not seem to
-
-    fit, evaluate, predict, train_on_batch, test_on_batch, predict_on_batch = (
-        _refuse(name, "write a train step with smp.step", always=True)
-        for name in (
-            "fit",
-            "evaluate",
-            "predict",
-            "train_on_batch",
-            "test_on_batch",
-            "predict_on_batch",
-        )
-    )
-    get_weights, set_weights, save, save_weights, load_weights = (
-        _refuse(name, _ONLY_PART, always=False)
-        for name in (
-            "get_weights",
-            "set_weights",
-            "save",
-            "save_weights",
-            "load_weights",
-        )
-    )
 
     # --- profile
 
@@ -188,36 +159,41 @@ class DistributedModel(tf.keras.Model):
     def place(self, placement: Placement) -> None:
         """Called once by the step that partitions the model."""
         object.__setattr__(self, "_smp_placement", placement)
+        waiting = self._smp_waiting
+        object.__setattr__(self, "_smp_waiting", ())
+        with tf.init_scope():
+            for function in waiting:
+                function()
+
+    def when_placed(self, function: Callable[[], None]) -> None:
+        """Call ``function`` when a step has partitioned the model, before the step runs
+        for the first time; at once if one has."""
+        if self.placement is not None:
+            function()
+            return
+        object.__setattr__(self, "_smp_waiting", (*self._smp_waiting, function))
 
     @property
     def global_variables(self) -> list[tf.Variable]:
         """All variables of the model, of all partitions."""
-        with _showing_all():
-            return list(super().weights)
+        with showing_all():
+            return _variables(super().weights)
 
     @property
     def global_trainable_variables(self) -> list[tf.Variable]:
         """All variables that are trained, of all partitions."""
-        with _showing_all():
-            return list(super().trainable_weights)
-
-    def _first_elsewhere(self) -> str:
-        """For an error's text."""
-        for variable in self.global_variables:
-            owner = variables.owner_elsewhere(variable)
-            if owner is not None:
-                return f"; variable={variable.name!r} is on partition={owner}"
-        return ""
+        with showing_all():
+            return _variables(super().trainable_weights)
 
     def _local(self, every: list[tf.Variable]) -> list[tf.Variable]:
         placement = self.placement
-        if placement is None or recording.is_tracing() or _is_showing_all.get():
+        if placement is None or recording.is_tracing() or is_showing_all():
             return every
         mine = session.pp_rank()
         return [
             variable
             for variable in every
-            if placement.owner.get(id(variable.handle), mine) == mine
+            if placement.owner.get(id(getattr(variable, "handle", None)), mine) == mine
         ]
 
     @property

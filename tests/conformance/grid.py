@@ -1,8 +1,9 @@
 """The configurations of the scripts' tests, and how a rank goes through them."""
 
 import dataclasses
+import functools
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -10,6 +11,7 @@ import tensorflow as tf
 import smp_tf as smp
 from tests.conformance.compare import OPTIONS
 from tests.conformance.table import Row, idle_partitions, stages_of
+from tests.conformance.truths import Truths
 
 # partitions -> (microbatches, schedule); batches are multiples of 8.
 GRIDS: dict[int, list[tuple[int, str]]] = {
@@ -40,24 +42,41 @@ def cases_of(
     return [case for case in every if only in case.name]
 
 
+def write_truths(
+    cases: Sequence[Any],
+    grids: Iterable[Sequence[tuple[int, str]]],
+    truth: Callable[[Any, int], Any],
+    truths: Truths,
+) -> None:
+    """Write ``truth(case, microbatches)`` of all that ``check_cases`` will ask for."""
+    tf.config.optimizer.set_experimental_options(OPTIONS)
+    counts = sorted({microbatches for grid in grids for microbatches, _ in grid})
+    keys = [(case, count) for case in cases for count in counts]
+    wanted = {(case.name, n): functools.partial(truth, case, n) for case, n in keys}
+    assert len(wanted) == len(keys), "two cases have the same name"
+    truths.write(wanted)
+
+
 def check_cases(
     cases: Sequence[Any],
     size: int,
     grid: Sequence[tuple[int, str]],
-    check: Callable[[Any, Config], tuple[Any, list[str]]],
+    check: Callable[[Any, Config, Any], tuple[Any, list[str]]],
+    truths: Truths,
 ) -> list[Row]:
     """Compare each case in each configuration; a row for each.
 
     Args:
-        check: (case, configuration) -> (plan of a step, what differs), inside of a
-            session. What it raises is in the row too, for the others to be seen.
+        check: (case, configuration, truth) -> (plan of a step, what differs), inside of
+            a session. What it raises is in the row too, for the others to be seen.
     """
     tf.config.optimizer.set_experimental_options(OPTIONS)
     rows = []
     for case in cases:
         for microbatches, schedule in grid:
             config = Config(size, microbatches, schedule)
-            stages, wrong = _checked(case, config, check)
+            truth = truths.read(case.name, microbatches)
+            stages, wrong = _checked(case, config, check, truth)
             row = Row(
                 case.name, size, microbatches, schedule, case.style, stages, wrong
             )
@@ -68,7 +87,8 @@ def check_cases(
 def _checked(
     case: Any,
     config: Config,
-    check: Callable[[Any, Config], tuple[Any, list[str]]],
+    check: Callable[[Any, Config, Any], tuple[Any, list[str]]],
+    truth: Any,
 ) -> tuple[str, str]:
     """(stages, what is wrong) of one case in its own session."""
     smp.init(
@@ -80,7 +100,7 @@ def _checked(
         }
     )
     try:
-        plan, wrong = check(case, config)
+        plan, wrong = check(case, config, truth)
         idle = idle_partitions(plan, config.partitions)
         return stages_of(plan), "; ".join([*wrong, *filter(None, [idle])])
     except Exception as error:

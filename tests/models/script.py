@@ -74,7 +74,8 @@ class JobCase:
 
 def every_variable(model: Any) -> list[tf.Variable]:
     """All variables of a model, whatever the base class."""
-    return list(getattr(model, "global_variables", None) or model.variables)
+    every = getattr(model, "global_variables", None) or model.variables
+    return [each for each in every if isinstance(each, tf.Variable)]  # no tables
 
 
 def trainable(model: Any) -> list[tf.Variable]:

@@ -123,7 +123,13 @@ def test_nested_distributed_models() -> None:
     assert [v.name for v in model.global_variables] == names
 
 
-@pytest.mark.parametrize("method", ["fit", "evaluate", "predict", "train_on_batch"])
-def test_what_does_not_work_yet_says_so(method: str) -> None:
-    with pytest.raises(NotImplementedError, match=rf"{method}.*'normed'.*smp\.step"):
-        getattr(Normed(), method)(tf.zeros([2, 3]))
+def test_a_model_made_from_tensors_is_told_of_distribute() -> None:
+    inputs = tf.keras.Input([3])
+    outputs = tf.keras.layers.Dense(2)(inputs)
+    for make in (
+        lambda: smp.DistributedModel(inputs, outputs),
+        lambda: smp.DistributedModel(inputs={"a": inputs}, outputs=[outputs]),
+    ):
+        with pytest.raises(TypeError, match=r"smp\.distribute\(tf\.keras\.Model"):
+            make()
+    Normed()  # Keras has not touched the classes

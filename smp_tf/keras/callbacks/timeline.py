@@ -1,4 +1,4 @@
-"""``smp.callbacks``: callbacks for ``fit``, and for training loops by hand."""
+"""``smp.callbacks.TimelineCallback``."""
 
 import os
 from collections.abc import Collection
@@ -9,8 +9,6 @@ import tensorflow as tf
 
 from smp_tf.errors import ConfigError
 from smp_tf.runtime import session, timeline
-
-__all__ = ["TimelineCallback"]
 
 
 class TimelineCallback(tf.keras.callbacks.Callback):

@@ -1,0 +1,83 @@
+"""The ranks that train together have the same optimizer, and their own variables."""
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from smp_tf.data_parallel import sharding
+from smp_tf.errors import SmpError, TraceError
+from smp_tf.frontend.variables import owner_elsewhere
+from smp_tf.keras.clips import options_of
+from smp_tf.runtime import session
+from smp_tf.runtime.collectives import members
+
+_seen: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+"""Optimizers that the ranks have compared, with the session in which they did."""
+
+
+def compare(
+    optimizer: Any, gradients: Sequence[Any], variables: Sequence[tf.Variable]
+) -> None:
+    """Once for each optimizer: the ranks have the same one, and something to do.
+
+    Otherwise one rank would wait for a sum that the others do not take part in.
+
+    Raises:
+        SmpError: on every rank, the optimizers differ, or a variable is of another
+            partition.
+        TraceError: on every rank, no variable of the model has a gradient.
+    """
+    current = session.current("apply_gradients")
+    group = session.WORLD if sharding.trains_together() else session.PP_GROUP
+    ranks = members(group)
+    if _seen.get(optimizer) is current or len(ranks) == 1:
+        return
+    mine = (
+        _described(optimizer),
+        any(each is not None for each in gradients),
+        _wrong(gradients, variables),
+    )
+    found = list(zip(ranks, session.allgather(mine, group), strict=True))
+    if any(text != mine[0] for _, (text, _, _) in found):
+        each = "; ".join(f"rank {rank}: {text}" for rank, (text, _, _) in found)
+        raise SmpError(
+            "all ranks that train together must do it with the same optimizer, with the"
+            f" same options: {each}; make it in code that all ranks run alike"
+        )
+    if any(wrong for _, (_, _, wrong) in found):
+        problems = [(rank, wrong) for rank, (_, _, wrong) in found if wrong]
+        each = "; ".join(f"rank {rank}: {wrong}" for rank, wrong in problems)
+        raise SmpError(
+            "apply_gradients takes a gradient for each variable of the rank's own"
+            f" partition: {each}; take them from the step, and the variables from"
+            " model.trainable_variables"
+        )
+    if not any(has_gradients for _, (_, has_gradients, _) in found):
+        raise TraceError(
+            "no variable of the model has a gradient, on any rank: optimizer="
+            f"{mine[0]} ranks={list(ranks)}; the loss must depend on a trainable"
+            " variable"
+        )
+    _seen[optimizer] = current
+
+
+def _wrong(gradients: Sequence[Any], variables: Sequence[tf.Variable]) -> str:
+    """What does not fit; "" if all does."""
+    if len(gradients) != len(variables):
+        return f"gradients={len(gradients)} variables={len(variables)}"
+    for variable in variables:
+        owner = owner_elsewhere(variable)
+        if owner is not None:
+            return f"variable={variable.name!r} partition={owner}"
+    return ""
+
+
+def _described(optimizer: Any) -> str:
+    inner = getattr(optimizer, "inner_optimizer", None)
+    if inner is not None:
+        name = type(optimizer).__name__
+        return f"{name}(dynamic={optimizer.dynamic}, {_described(inner)})"
+    options = [f"{name}={value}" for name, value in options_of(optimizer).items()]
+    return f"{type(optimizer).__name__}({', '.join(options)})"
