@@ -2,6 +2,8 @@
 
     plan        choose a configuration before anything is launched
     timeline    a picture of when each rank computed and waited
+    checkpoint  merge, inspect or verify what smp.CheckpointManager has saved
+    info        what this machine has, and what is not used and why
 """
 
 import argparse
@@ -15,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import smp_tf as smp
+from smp_tf.checkpoint.command import add_checkpoint
 from smp_tf.plan.forecast import Forecast
 from smp_tf.plan.ranking import Candidate, ranked
 from smp_tf.report.explanation import explanation
+from smp_tf.report.info import info_json, info_text
 from smp_tf.report.plan_page import plan_page
 from smp_tf.report.ranking_table import ranking_table
 from smp_tf.report.timeline_folder import Folder, read_folder
@@ -77,9 +81,13 @@ def writable(text: str) -> Path:
 def plan(options: argparse.Namespace) -> int:
     """Rank all combinations; explain the best."""
     # Loads TensorFlow, which other commands need not.
+    import tensorflow as tf
+
     from smp_tf.runtime.planning import plan_all
 
     model_or_step, inputs = options.build(options.batch)
+    if isinstance(model_or_step, tf.keras.Model):
+        model_or_step = smp.distribute(model_or_step)
     forecast_all = functools.partial(
         plan_all,
         model_or_step,
@@ -156,6 +164,16 @@ def timeline(options: argparse.Namespace) -> int:
     return 0
 
 
+def info(options: argparse.Namespace) -> int:
+    """Tell what was found; in a job, on rank 0."""
+    from smp_tf.runtime.facts import gather_job
+
+    found = gather_job()
+    if found is not None:
+        print(info_json(found) if options.json else info_text(found), flush=True)
+    return 0
+
+
 def _write_merged(folder: Folder, options: argparse.Namespace) -> None:
     with options.output.open("w", encoding="utf-8") as file:
         file.writelines(merged_text(folder))
@@ -192,6 +210,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_plan(commands)
     _add_timeline(commands)
+    add_checkpoint(commands)
+    _add_info(commands)
     return parser.parse_args(arguments)
 
 
@@ -238,7 +258,7 @@ def _add_plan(commands: Any) -> None:
         "build",
         type=builder,
         metavar="module:function",
-        help="function(batch) -> (smp.step function or DistributedModel, its inputs)",
+        help="function(batch) -> (smp.step function or Keras model, its inputs)",
     )
     sub.add_argument("--partitions", type=counts, default=[2, 4], metavar="2,4")
     sub.add_argument("--microbatches", type=counts, default=[4, 8], metavar="4,8")
@@ -257,6 +277,17 @@ def _add_plan(commands: Any) -> None:
         help="write the best as a page: the model by partition, memory, timeline",
     )
     sub.set_defaults(run=plan)
+
+
+def _add_info(commands: Any) -> None:
+    sub = commands.add_parser(
+        "info",
+        help="tell what this machine has, and what is not used and why",
+        description="Tell what this machine has for smp_tf, and what is not used and"
+        " why. Under `horovodrun -np N`, rank 0 tells what the ranks talk by as well.",
+    )
+    sub.add_argument("--json", action="store_true", help="as JSON")
+    sub.set_defaults(run=info)
 
 
 def main() -> int:
