@@ -31,7 +31,7 @@ setup:
 
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" \
-	  horovodrun -np $(NP) $(BIN)/python -m smp_tf.examples.digits
+	  horovodrun --gloo -np $(NP) $(BIN)/python -m smp_tf.examples.digits
 
 # The C++ tests of the engine first: when they fail, nothing above them is worth reading.
 test: setup
@@ -53,6 +53,7 @@ bench: setup
 	@$(BIN)/python benchmarks/pipeline_speedup.py
 	@$(BIN)/python benchmarks/live_memory.py
 	@$(BIN)/python benchmarks/link_delay.py
+	@$(BIN)/python benchmarks/hybrid.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache smp_tf/transport/*.so
