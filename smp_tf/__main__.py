@@ -24,10 +24,10 @@ from smp_tf.report.explanation import explanation
 from smp_tf.report.info import info_json, info_text
 from smp_tf.report.plan_page import plan_page
 from smp_tf.report.ranking_table import ranking_table
-from smp_tf.report.timeline_folder import Folder, read_folder
-from smp_tf.report.timeline_merge import merged_text
-from smp_tf.report.timeline_page import timeline_page
-from smp_tf.report.timeline_plot import timeline_plot
+from smp_tf.report.timeline.folder import Folder, read_folder
+from smp_tf.report.timeline.merge import merged_text
+from smp_tf.report.timeline.page import timeline_page
+from smp_tf.report.timeline.plot import timeline_plot
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

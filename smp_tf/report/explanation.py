@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from smp_tf.plan.explain import TINY, Border, Move, Reason, borders
 from smp_tf.plan.step_plan import StepPlan
-from smp_tf.report.layer_names import atom_names
+from smp_tf.report.layers.names import atom_names
 from smp_tf.report.markup import sized
 
 

@@ -12,12 +12,12 @@ from smp_tf.plan.ranking import Candidate
 from smp_tf.plan.segment import Cut
 from smp_tf.plan.step_plan import StepPlan
 from smp_tf.report.explanation import notes, pieces, sentences
-from smp_tf.report.layer_picture import layer_picture
+from smp_tf.report.layers.picture import layer_picture
 from smp_tf.report.markup import sized, tag, text, timed
 from smp_tf.report.memory_bars import memory_bars
 from smp_tf.report.page_style import style_sheet
 from smp_tf.report.ranking_table import ranking_rows
-from smp_tf.report.timeline_picture import timeline_picture
+from smp_tf.report.timeline.picture import timeline_picture
 
 _CANDIDATES_SHOWN = 10
 _META = (

@@ -3,8 +3,8 @@
 import dataclasses
 
 from smp_tf.errors import SmpError
-from smp_tf.report.timeline_run import run_of_events
-from smp_tf.report.timeline_stats import RankStats, StepStats, rank_stats
+from smp_tf.report.timeline.run import run_of_events
+from smp_tf.report.timeline.stats import RankStats, StepStats, rank_stats
 from smp_tf.runtime import session, timeline_steps
 
 

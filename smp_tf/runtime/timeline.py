@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from smp_tf.errors import TransportError
-from smp_tf.report.timeline_file import RunText, Writer
-from smp_tf.report.timeline_run import split_runs
+from smp_tf.report.timeline.file import RunText, Writer
+from smp_tf.report.timeline.run import split_runs
 from smp_tf.runtime import timeline_steps
 from smp_tf.runtime.join import Session
 from smp_tf.runtime.timeline_writer import TraceFile

@@ -6,8 +6,8 @@ import itertools
 
 from smp_tf.plan.program import Program
 from smp_tf.plan.step_plan import StepPlan
-from smp_tf.report.timeline_plan import PlannedStep, planned_step
-from smp_tf.report.timeline_run import Label, labels_of
+from smp_tf.report.timeline.plan import PlannedStep, planned_step
+from smp_tf.report.timeline.run import Label, labels_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,14 +3,14 @@
 import logging
 from pathlib import Path
 
-from smp_tf.report.timeline_file import (
+from smp_tf.report.timeline.file import (
     Writer,
     file_name,
     head_text,
     step_text,
     tail_text,
 )
-from smp_tf.report.timeline_plan import PlannedStep
+from smp_tf.report.timeline.plan import PlannedStep
 
 MAX_BYTES = 64 * 2**20
 """Of one file: some 500,000 actions, which opens fast. Later runs are left out."""

@@ -11,10 +11,10 @@ import tensorflow as tf
 
 import smp_tf as smp
 from smp_tf.plan.action import Action
-from smp_tf.report.timeline_file import read_trace
-from smp_tf.report.timeline_folder import RecordedRun, read_folder
-from smp_tf.report.timeline_merge import merged_text
-from smp_tf.report.timeline_run import RankRun
+from smp_tf.report.timeline.file import read_trace
+from smp_tf.report.timeline.folder import RecordedRun, read_folder
+from smp_tf.report.timeline.merge import merged_text
+from smp_tf.report.timeline.run import RankRun
 from smp_tf.runtime import join, session
 from tests.ranks import run_ranks, start_ranks
 

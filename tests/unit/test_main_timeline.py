@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from smp_tf.__main__ import main
-from tests.unit.report.example_timelines import example_folder
+from tests.unit.report.timeline.example_timelines import example_folder
 
 
 @pytest.fixture

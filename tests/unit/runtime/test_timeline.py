@@ -14,8 +14,8 @@ import tensorflow as tf
 
 import smp_tf as smp
 from smp_tf.errors import ConfigError, SmpError, TransportError
-from smp_tf.report.timeline_file import read_trace
-from smp_tf.report.timeline_run import BEGIN, END
+from smp_tf.report.timeline.file import read_trace
+from smp_tf.report.timeline.run import BEGIN, END
 from smp_tf.runtime import stats, timeline, timeline_steps
 from tests.unit.runtime.linear import Linear, rows
 

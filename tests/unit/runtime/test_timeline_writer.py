@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from smp_tf.report.timeline_file import Writer, read_trace
+from smp_tf.report.timeline.file import Writer, read_trace
 from smp_tf.runtime.timeline_writer import TraceFile
-from tests.unit.report.example_timelines import example_run, run_text
+from tests.unit.report.timeline.example_timelines import example_run, run_text
 
 WRITER = Writer(3, 1, (2, 3), "abc", 1.0)
 RUN = example_run()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from smp_tf.plan.graph import node_of
 from smp_tf.plan.step_plan import StepPlan
-from smp_tf.report.layer_names import atom_names
+from smp_tf.report.layers.names import atom_names
 
 MOST_BOXES = 100
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from smp_tf.errors import SmpError
-from smp_tf.report.timeline_file import RankTrace, RunHead, file_name, read_trace
-from smp_tf.report.timeline_plan import PlannedStep
-from smp_tf.report.timeline_run import RankRun
-from smp_tf.report.timeline_stats import StepStats, rank_stats
+from smp_tf.report.timeline.file import RankTrace, RunHead, file_name, read_trace
+from smp_tf.report.timeline.plan import PlannedStep
+from smp_tf.report.timeline.run import RankRun
+from smp_tf.report.timeline.stats import StepStats, rank_stats
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,11 @@ import pytest
 
 from smp_tf.errors import SmpError
 from smp_tf.plan.pipeline import Kind
-from smp_tf.report import timeline_colors as colors
-from smp_tf.report.timeline_page import timeline_page
-from smp_tf.report.timeline_plot import timeline_plot
-from smp_tf.report.timeline_rows import measured_rows, predicted_rows, stretch
-from tests.unit.report.example_timelines import example_run, split_chain
+from smp_tf.report.timeline import colors
+from smp_tf.report.timeline.page import timeline_page
+from smp_tf.report.timeline.plot import timeline_plot
+from smp_tf.report.timeline.rows import measured_rows, predicted_rows, stretch
+from tests.unit.report.timeline.example_timelines import example_run, split_chain
 
 
 def shown(svg):

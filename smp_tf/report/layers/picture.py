@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from smp_tf.plan.step_plan import StepPlan
-from smp_tf.report.layer_graph import Box, LayerGraph, layer_graph
-from smp_tf.report.layer_layout import Layout, Point, Rectangle, Route, lay_out
+from smp_tf.report.layers.graph import Box, LayerGraph, layer_graph
+from smp_tf.report.layers.layout import Layout, Point, Rectangle, Route, lay_out
 from smp_tf.report.markup import number, sized, tag, text
 
 _CORNER = 6.0

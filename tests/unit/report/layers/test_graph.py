@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 
-from smp_tf.report.layer_graph import layer_graph
-from smp_tf.report.layer_names import atom_names
+from smp_tf.report.layers.graph import layer_graph
+from smp_tf.report.layers.names import atom_names
 from tests.unit.plan.example_graphs import chain, random_step, residual, tied
 from tests.unit.report.example_pages import planned, renamed
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from smp_tf.errors import SmpError
 from smp_tf.plan.action import Action
-from smp_tf.report.timeline_plan import PlannedStep
-from smp_tf.report.timeline_run import Label, RankRun, Recorded, Span, times_of
+from smp_tf.report.timeline.plan import PlannedStep
+from smp_tf.report.timeline.run import Label, RankRun, Recorded, Span, times_of
 
 FORMAT = 1
 """Raised when a reader of before would misread what is written now."""

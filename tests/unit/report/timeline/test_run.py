@@ -6,8 +6,8 @@ from smp_tf.plan import schedules
 from smp_tf.plan.action import Action, Pipeline
 from smp_tf.plan.graph import TensorSpec
 from smp_tf.plan.program import Channel, Instruction, Operation, Program
-from smp_tf.report.timeline_plan import PlannedStep, planned_step
-from smp_tf.report.timeline_run import (
+from smp_tf.report.timeline.plan import PlannedStep, planned_step
+from smp_tf.report.timeline.run import (
     BEGIN,
     END,
     RankRun,
@@ -16,10 +16,10 @@ from smp_tf.report.timeline_run import (
     run_of_events,
     split_runs,
 )
-from smp_tf.report.timeline_stats import StepStats, in_flight, rank_stats
+from smp_tf.report.timeline.stats import StepStats, in_flight, rank_stats
 from tests.unit.plan.example_graphs import chain
 from tests.unit.report.example_pages import planned
-from tests.unit.report.example_timelines import Event, example_run
+from tests.unit.report.timeline.example_timelines import Event, example_run
 
 H = Channel(0, "h", 1, TensorSpec("float32", (2, 3)))
 D = Channel(1, "d", 1, TensorSpec("float32", (2, 3)))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from smp_tf.report.columns import aligned, mib
 from smp_tf.report.markup import timed
-from smp_tf.report.timeline_run import RankRun, Span
+from smp_tf.report.timeline.run import RankRun, Span
 
 
 @dataclasses.dataclass(frozen=True)

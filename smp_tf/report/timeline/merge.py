@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from smp_tf.report.timeline_file import RankTrace
-from smp_tf.report.timeline_folder import Folder
-from smp_tf.report.timeline_run import RankRun, Span
-from smp_tf.report.timeline_stats import in_flight
+from smp_tf.report.timeline.file import RankTrace
+from smp_tf.report.timeline.folder import Folder
+from smp_tf.report.timeline.run import RankRun, Span
+from smp_tf.report.timeline.stats import in_flight
 
 _Key = tuple[int, int, int, int, str]  # run, source, peer, microbatch, tensor
 

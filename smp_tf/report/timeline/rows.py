@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from smp_tf.plan.action import Action
-from smp_tf.report.timeline_folder import RecordedRun
+from smp_tf.report.timeline.folder import RecordedRun
 
 
 class Box(NamedTuple):

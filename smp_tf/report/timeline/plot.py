@@ -1,7 +1,7 @@
 """A recorded run as a picture, over what was predicted of it.
 
 Above what was measured, below the predicted schedule on the same axis; see
-``timeline_rows``. matplotlib draws it, an optional dependency.
+``rows``. matplotlib draws it, an optional dependency.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 
 from smp_tf.errors import SmpError
 from smp_tf.plan.pipeline import Kind
-from smp_tf.report import timeline_colors as colors
 from smp_tf.report.markup import timed
-from smp_tf.report.timeline_folder import RecordedRun
-from smp_tf.report.timeline_rows import (
+from smp_tf.report.timeline import colors
+from smp_tf.report.timeline.folder import RecordedRun
+from smp_tf.report.timeline.rows import (
     Box,
     Row,
     measured_rows,
     predicted_rows,
     stretch,
 )
-from smp_tf.report.timeline_stats import StepStats
+from smp_tf.report.timeline.stats import StepStats
 
 _WIDTH, _LEFT, _RIGHT = 14.0, 0.95, 1.05  # inches; the picture, and beside its rows
 _ROWS = 3.4  # inches for the rows of one half, if they do not get too high or too low

@@ -9,7 +9,7 @@ from smp_tf.plan.action import Kind, Pipeline, Schedule, Stage
 from smp_tf.plan.check import check
 from smp_tf.plan.comm import add_messages
 from smp_tf.plan.dry_run import dry_run
-from smp_tf.report.timeline_file import (
+from smp_tf.report.timeline.file import (
     RunText,
     Writer,
     file_name,
@@ -17,9 +17,9 @@ from smp_tf.report.timeline_file import (
     step_text,
     tail_text,
 )
-from smp_tf.report.timeline_folder import RecordedRun
-from smp_tf.report.timeline_plan import PlannedStep, PredictedCall
-from smp_tf.report.timeline_run import BEGIN, END, Label, RankRun, Span
+from smp_tf.report.timeline.folder import RecordedRun
+from smp_tf.report.timeline.plan import PlannedStep, PredictedCall
+from smp_tf.report.timeline.run import BEGIN, END, Label, RankRun, Span
 
 SIZE = 1 << 20  # bytes of a message
 MS = 1_000_000

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from smp_tf.errors import SmpError
-from smp_tf.report.timeline_file import (
+from smp_tf.report.timeline.file import (
     Writer,
     file_name,
     head_text,
@@ -13,9 +13,9 @@ from smp_tf.report.timeline_file import (
     step_text,
     tail_text,
 )
-from smp_tf.report.timeline_folder import read_folder
-from smp_tf.report.timeline_merge import merged_text
-from tests.unit.report.example_timelines import (
+from smp_tf.report.timeline.folder import read_folder
+from smp_tf.report.timeline.merge import merged_text
+from tests.unit.report.timeline.example_timelines import (
     SIZE,
     example_folder,
     example_run,

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from smp_tf.report.markup import sized, tag, text, timed
 from smp_tf.report.page_style import style_sheet
-from smp_tf.report.timeline_folder import RecordedRun
-from smp_tf.report.timeline_plot import subtitle, title
-from smp_tf.report.timeline_stats import RankStats
+from smp_tf.report.timeline.folder import RecordedRun
+from smp_tf.report.timeline.plot import subtitle, title
+from smp_tf.report.timeline.stats import RankStats
 
 _META = (
     '<meta charset="utf-8">'

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from smp_tf.report.layer_graph import layer_graph
-from smp_tf.report.layer_layout import lay_out
+from smp_tf.report.layers.graph import layer_graph
+from smp_tf.report.layers.layout import lay_out
 from tests.unit.plan.example_graphs import chain, random_step, residual, tied
 from tests.unit.report.example_pages import planned
 

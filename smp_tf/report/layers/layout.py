@@ -17,8 +17,8 @@ below them back to where tied weights are.
 import dataclasses
 from collections.abc import Sequence
 
-from smp_tf.report.layer_cells import Tracks, place_cells
-from smp_tf.report.layer_graph import LayerGraph, Link
+from smp_tf.report.layers.cells import Tracks, place_cells
+from smp_tf.report.layers.graph import LayerGraph, Link
 
 ROOM = 1306  # what most screens show; a wider picture is scrolled
 WIDEST, NARROWEST, HEIGHT = 220, 114, 39  # of a box

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from smp_tf.report.layer_graph import LayerGraph
+from smp_tf.report.layers.graph import LayerGraph
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Timelines: files of ranks, what was measured and planned, pictures and pages."""
