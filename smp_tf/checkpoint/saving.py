@@ -22,7 +22,7 @@ from smp_tf.checkpoint.manifest import File, Layout, Manifest
 from smp_tf.checkpoint.names import Contents, trained_names
 from smp_tf.checkpoint.restoring import Restoring
 from smp_tf.checkpoint.together import attempt, everywhere
-from smp_tf.errors import ConfigError
+from smp_tf.errors import ConfigError, SmpError, TransportError
 from smp_tf.runtime import session
 
 
@@ -132,11 +132,18 @@ class Saving:
             self._thread.join()
         try:
             files = everywhere("save: write", self._files)
-            manifest = self._manifest(files)
-            everywhere("save: commit", lambda: self._write_manifest(manifest))
         except BaseException:
-            with contextlib.suppress(OSError):
-                self._remove()
+            self._remove()
+            raise
+        manifest = self._manifest(files)
+        try:
+            everywhere("save: commit", lambda: self._write_manifest(manifest))
+        except TransportError:
+            # A rank failed in the middle of it. Others may have heard that the save is
+            # whole, and remove the older ones: what is left of this one must stay.
+            raise
+        except SmpError:  # all ranks have heard that it is not
+            self._remove()
             raise
         kept = [*self._whole, Save(self.number, self._order, self._save_id)]
         kept = kept[-max_to_keep:] if max_to_keep else kept
@@ -177,7 +184,8 @@ class Saving:
     def _remove(self) -> None:
         """Take back a save that failed."""
         if parts.is_writer():
-            self._folder.remove(session.mp_rank(), self.number)
+            with contextlib.suppress(OSError):
+                self._folder.remove(session.mp_rank(), self.number)
 
     def _sweep(self, kept: Mapping[int, Save]) -> None:
         """Say which saves there are, then remove the files of all others."""
