@@ -20,6 +20,12 @@ from smp_tf.keras.callbacks.figures import Figures
 _List = tf.keras.callbacks.CallbackList
 
 
+def class_names(callbacks: Any) -> list[str]:
+    """Of the callbacks that a method of a model was given."""
+    every = callbacks.callbacks if isinstance(callbacks, _List) else callbacks
+    return [type(each).__name__ for each in tf.nest.flatten(every)]
+
+
 def attended(model: Any, call: str, arguments: Mapping[str, Any]) -> Any:
     """The callbacks that Keras shall call.
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from smp_tf.errors import ConfigError
+
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
@@ -56,11 +58,48 @@ def pieces_of(rows: int, microbatches: int) -> tuple[Piece, ...]:
 def num_rows(data: Any) -> int | None:
     """Examples of a batch; None if its tensors do not say, or have none."""
     for tensor in tf.nest.flatten(data):
-        shape = getattr(tensor, "shape", None)
+        shape = _shape(tensor)
         if shape is not None and shape.rank:
             rows: int | None = shape[0]
             return rows
     return None
+
+
+def require_rows(call: str, data: Any) -> None:
+    """Every tensor of a batch has one row for each example.
+
+    Otherwise a constant beside the examples would be cut as if it were some.
+
+    Raises:
+        ConfigError: with the shapes.
+    """
+    tensors = [each for each in tf.nest.flatten(data) if each is not None]
+    sparse = [type(each).__name__ for each in tensors if _is_composite(each)]
+    if sparse:
+        raise ConfigError(
+            "a batch is cut into microbatches, which dense tensors can be only:"
+            f" method={call} types={sparse}; convert them in the dataset (to_tensor,"
+            " tf.sparse.to_dense) and make them sparse or ragged in the model"
+        )
+    shapes = [_shape(each) for each in tensors]
+    known = [shape for shape in shapes if shape is not None and shape.rank is not None]
+    rows = {shape[0] for shape in known if shape.rank and shape[0] is not None}
+    if len(rows) > 1 or any(shape.rank == 0 for shape in known):
+        texts = ", ".join(str(tuple(shape)) for shape in known)
+        raise ConfigError(
+            "a batch is cut into microbatches by its examples, so that every tensor"
+            f" needs a row for each of them: method={call} shapes={texts}; repeat what"
+            " all examples share for each, or make it part of the model"
+        )
+
+
+def _shape(tensor: Any) -> tf.TensorShape | None:
+    shape = getattr(tensor, "shape", None)
+    return None if shape is None else tf.TensorShape(shape)
+
+
+def _is_composite(tensor: Any) -> bool:
+    return isinstance(tensor, (tf.RaggedTensor, tf.SparseTensor))
 
 
 def weighted_sum(values: Sequence[Any], shares: Sequence[float]) -> Any:

@@ -106,8 +106,9 @@ def _agree_in_replica(what: str) -> None:
         raise SmpError(
             "all ranks of an mp_group must run the same batches in the same order, and"
             f" the same calls: {_each(session.get_mp_group(), found)}; the ranks have"
-            " other data, other shuffles (tf.keras.utils.set_random_seed) or other"
-            " arguments"
+            " other data, other shuffles (tf.keras.utils.set_random_seed), other"
+            " callbacks (give all of them on every rank: files are written once) or"
+            " other arguments"
         )
 
 

@@ -45,7 +45,7 @@ def _variables(weights: list[Any]) -> list[tf.Variable]:
     return [each for each in weights if hasattr(each, "handle")]
 
 
-class _CalledOutsideStep(SmpError, NotImplementedError):
+class CalledOutsideStepError(SmpError, NotImplementedError):
     """Keras calls a model that is not built yet with the first batch of a generator,
     and goes on after a NotImplementedError: the step will build it."""
 
@@ -102,10 +102,11 @@ class DistributedModel(Training, WholeModel, Summary):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not recording.is_tracing() and not one_by_one.is_open():
             session.current(f"DistributedModel ({self.name})")
-            raise _CalledOutsideStep(
+            raise CalledOutsideStepError(
                 "a DistributedModel is called inside a function decorated with"
                 " smp.step, where its partitions run in a pipeline:"
-                f" model={self.name!r}"
+                f" model={self.name!r}; a train_step, test_step or predict_step of your"
+                " own needs such a function, too; model.save_model exports the model"
             )
         with self._deferring():
             return super().__call__(*args, **kwargs)

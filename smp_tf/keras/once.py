@@ -170,31 +170,33 @@ def refuse_alone(name: str) -> None:
 # --- printing
 
 
-class _NotOfCallbacks(logging.Filter):
-    """Drops what Keras's callbacks say by TensorFlow's logger."""
+class _NotOfKeras(logging.Filter):
+    """Drops what Keras's loops and callbacks say by TensorFlow's logger."""
 
-    _file = os.path.realpath(inspect.getfile(keras_callbacks.Callback))
+    _folder = os.path.dirname(os.path.realpath(inspect.getfile(tf.keras.Model)))
+    _file = os.path.realpath(inspect.getfile(tf.keras.callbacks.Callback))
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return os.path.realpath(record.pathname) != self._file
+        path = os.path.realpath(record.pathname)
+        return path != self._file and os.path.dirname(path) != self._folder
 
 
-_not_of_callbacks = _NotOfCallbacks()
+_not_of_keras = _NotOfKeras()
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What Keras prints inside, and what its callbacks log, shows on rank 0 only."""
+    """What Keras prints inside, and what it logs, shows on rank 0 only."""
     logger = tf.get_logger()
-    if session.rank() == 0 or _not_of_callbacks in logger.filters:
+    if session.rank() == 0 or _not_of_keras in logger.filters:
         yield
         return
     is_printing = tf.keras.utils.is_interactive_logging_enabled()
     tf.keras.utils.disable_interactive_logging()
-    logger.addFilter(_not_of_callbacks)
+    logger.addFilter(_not_of_keras)
     try:
         yield
     finally:
-        logger.removeFilter(_not_of_callbacks)
+        logger.removeFilter(_not_of_keras)
         if is_printing:
             tf.keras.utils.enable_interactive_logging()

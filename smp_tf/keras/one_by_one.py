@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from smp_tf.frontend import variables
-from smp_tf.keras.batches import Piece, num_rows, pieces_of
+from smp_tf.keras.batches import Piece, num_rows, pieces_of, require_rows
 from smp_tf.keras.steps import functions_of
 from smp_tf.runtime import session
 from smp_tf.runtime.step_output import StepOutput
@@ -44,6 +44,7 @@ class OneByOne:
 
     def run(self, name: str, data: Sequence[Any]) -> list[tuple[Piece, Any]]:
         """As ``BatchSteps.run``."""
+        require_rows(name, data)
         count = session.config().microbatches
         rows = num_rows(data) or count
         # Eager operations read variables past the methods that would give them values.

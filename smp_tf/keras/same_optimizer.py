@@ -1,9 +1,10 @@
 """The ranks that train together have the same optimizer, and their own variables."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from smp_tf.data_parallel import sharding
@@ -35,16 +36,17 @@ def compare(
     if _seen.get(optimizer) is current or len(ranks) == 1:
         return
     mine = (
-        _described(optimizer),
+        (_name(optimizer), _options(optimizer)),
         any(each is not None for each in gradients),
         _wrong(gradients, variables),
     )
     found = list(zip(ranks, session.allgather(mine, group), strict=True))
-    if any(text != mine[0] for _, (text, _, _) in found):
-        each = "; ".join(f"rank {rank}: {text}" for rank, (text, _, _) in found)
+    kinds = [kind for _, (kind, _, _) in found]
+    if any(kind != mine[0] for kind in kinds):
         raise SmpError(
             "all ranks that train together must do it with the same optimizer, with the"
-            f" same options: {each}; make it in code that all ranks run alike"
+            f" same options: {_differences(ranks, kinds)}; make it in code that all"
+            " ranks run alike"
         )
     if any(wrong for _, (_, _, wrong) in found):
         problems = [(rank, wrong) for rank, (_, _, wrong) in found if wrong]
@@ -57,7 +59,7 @@ def compare(
     if not any(has_gradients for _, (_, has_gradients, _) in found):
         raise TraceError(
             "no variable of the model has a gradient, on any rank: optimizer="
-            f"{mine[0]} ranks={list(ranks)}; the loss must depend on a trainable"
+            f"{mine[0][0]} ranks={list(ranks)}; the loss must depend on a trainable"
             " variable"
         )
     _seen[optimizer] = current
@@ -74,10 +76,47 @@ def _wrong(gradients: Sequence[Any], variables: Sequence[tf.Variable]) -> str:
     return ""
 
 
-def _described(optimizer: Any) -> str:
+def _name(optimizer: Any) -> str:
     inner = getattr(optimizer, "inner_optimizer", None)
-    if inner is not None:
-        name = type(optimizer).__name__
-        return f"{name}(dynamic={optimizer.dynamic}, {_described(inner)})"
-    options = [f"{name}={value}" for name, value in options_of(optimizer).items()]
-    return f"{type(optimizer).__name__}({', '.join(options)})"
+    name = type(optimizer).__name__
+    return name if inner is None else f"{name}({_name(inner)})"
+
+
+def _options(optimizer: Any) -> dict[str, Any]:
+    """What it was made with, as far as that is plain data; clipping options always."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    try:
+        with tf.init_scope():  # it reads the learning rate
+            config = optimizer.get_config()
+    except NotImplementedError:  # of a user's class
+        config = {}
+    return {**_plain(config), **options_of(inner)}
+
+
+def _plain(value: Any) -> Any:
+    """``value`` without what has no text that is the same on all ranks."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    is_plain = value is None or isinstance(value, (bool, int, float, str))
+    return value if is_plain else type(value).__name__
+
+
+def _differences(
+    ranks: Sequence[int], kinds: Sequence[tuple[str, dict[str, Any]]]
+) -> str:
+    """Names and options of each rank; of the latter those that are not alike."""
+    keys = sorted({key for _, options in kinds for key in options})
+    differ = [
+        key
+        for key in keys
+        if any(options.get(key) != kinds[0][1].get(key) for _, options in kinds)
+    ]
+    texts = []
+    for rank, (name, options) in zip(ranks, kinds, strict=True):
+        listed = ", ".join(f"{key}={options[key]}" for key in differ if key in options)
+        texts.append(f"rank {rank}: {name}({listed})")
+    return "; ".join(texts)

@@ -5,14 +5,14 @@ A step runs forward, loss, backward and the updates of the metrics for each micr
 What follows is once for a batch: the gradients of all of them, see ``updates``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from smp_tf.errors import ConfigError
 from smp_tf.frontend.hooks import fitting
-from smp_tf.keras.batches import Piece, num_rows, pieces_of
+from smp_tf.keras.batches import Piece, num_rows, pieces_of, require_rows
 from smp_tf.runtime import session
 from smp_tf.runtime.step import Step, step
 
@@ -30,7 +30,11 @@ class BatchSteps:
         Args:
             name: "train_step", "test_step" or "predict_step".
             data: arguments of the step: structures of tensors of one batch, or None.
+
+        Raises:
+            ConfigError: a tensor is not one row for each example.
         """
+        require_rows(name, data)
         count = session.config().microbatches
         rows = num_rows(data)
         if not rows:  # the step finds out, or says what is wrong
@@ -112,24 +116,34 @@ def _loss(
     Args:
         factor: by how much: examples of the batch / of the microbatch.
     """
-    if _is_sum(model.loss):
+    if _is_sum(model):
         if factor is None:
             raise ConfigError(
                 "a loss with reduction SUM needs batches of a known size:"
                 f" model={model.name!r}; give the dataset static batch shapes"
             )
-        sample_weight = _scaled(sample_weight, y_pred, factor)
+        sample_weight = _scaled(model, sample_weight, y_pred, factor)
     return model.compute_loss(x, y, y_pred, sample_weight)
 
 
-def _is_sum(loss: Any) -> bool:
+def _is_sum(model: Any) -> bool:
     """Whether the compiled losses add the examples up.
 
     Raises:
-        ConfigError: some do and some do not.
+        ConfigError: some do and some do not; or one has no reduction at all, of which
+            Keras takes the gradient of the sum.
     """
+    loss = model.loss
     every = [each for each in tf.nest.flatten(loss) if each is not None]
-    sums = [getattr(each, "reduction", None) == "sum" for each in every]
+    reductions = [getattr(each, "reduction", None) for each in every]
+    is_keras = type(model).compute_loss is tf.keras.Model.compute_loss
+    if is_keras and "none" in reductions:
+        raise ConfigError(
+            "a loss must be one number, the sum or the mean over the examples:"
+            f" reduction='none' loss={loss!r}; give it reduction='sum' or"
+            " 'sum_over_batch_size'"
+        )
+    sums = [reduction == "sum" for reduction in reductions]
     if any(sums) and not all(sums):
         raise ConfigError(
             "the losses of a model must all be sums over the examples, or all be"
@@ -138,10 +152,25 @@ def _is_sum(loss: Any) -> bool:
     return any(sums)
 
 
-def _scaled(sample_weight: Any, y_pred: Any, factor: float) -> Any:
-    if sample_weight is None:
-        rows = tf.shape(tf.nest.flatten(y_pred)[0])[:1]
-        return tf.fill(rows, tf.cast(factor, tf.float32))
-    return tf.nest.map_structure(
-        lambda weight: weight * tf.cast(factor, weight.dtype), sample_weight
-    )
+def _scaled(model: Any, sample_weight: Any, y_pred: Any, factor: float) -> Any:
+    """Sample weights that count ``factor`` times; those of all outputs, for an output
+    without weights counts as one whose weights are 1."""
+    rows = tf.shape(tf.nest.flatten(y_pred)[0])[:1]
+
+    def scaled(weight: Any) -> tf.Tensor:
+        if weight is None:
+            return tf.fill(rows, tf.cast(factor, tf.float32))
+        return weight * tf.cast(factor, weight.dtype)
+
+    if not isinstance(sample_weight, Mapping):
+        return tf.nest.map_structure(scaled, sample_weight)
+    if isinstance(y_pred, Mapping):
+        return {name: scaled(sample_weight.get(name)) for name in y_pred}
+    outputs = len(tf.nest.flatten(y_pred))
+    if len(sample_weight) != outputs:
+        raise ConfigError(
+            "with a loss that has reduction SUM, sample weights by name are for all"
+            f" outputs: model={model.name!r} weights={sorted(sample_weight)}"
+            f" outputs={outputs}; give the others weights of 1"
+        )
+    return {name: scaled(weight) for name, weight in sample_weight.items()}

@@ -22,10 +22,11 @@ from smp_tf.data_parallel import sharding
 from smp_tf.errors import ConfigError
 from smp_tf.frontend.hooks import fitting, graphs
 from smp_tf.keras import meeting, once, replicas
-from smp_tf.keras.attending import attended
+from smp_tf.keras.attending import attended, class_names
 from smp_tf.keras.batches import weighted_sum
 from smp_tf.keras.distributed_optimizer import distribute_optimizer
 from smp_tf.keras.one_by_one import OneByOne
+from smp_tf.keras.own_gradients import require_single_gradients
 from smp_tf.keras.steps import BatchSteps
 from smp_tf.keras.updates import apply_gradients
 from smp_tf.runtime import session
@@ -55,9 +56,13 @@ def _together(name: str) -> Callable[..., Any]:
         bound = signature.bind(self, *args, **kwargs).arguments
         extra = bound.pop("kwargs", {})
         told = {key: bound[key] for key in _TOLD if key in bound}
+        if bound.get("callbacks") is not None:
+            told["callbacks"] = class_names(bound["callbacks"])
         with meeting.opened(name, name in _OF_REPLICAS, **told), once.quiet():
             if name in ("fit", "train_on_batch"):
-                if sharding.trains_together():
+                require_single_gradients(self.optimizer)
+                if sharding.trains_together() or session.pp_size() > 1:
+                    # Also where a train_step of the user's applies the gradients.
                     distribute_optimizer(self.optimizer)
                 replicas.align(self)
             if "callbacks" in signature.parameters:
@@ -86,7 +91,8 @@ class Training(tf.keras.Model):
         NotInitializedError: ``smp.init`` was not called.
         RuntimeError: ``compile`` was not called.
         SmpError: on every rank: the ranks have other data, or other arguments.
-        ConfigError: ``run_eagerly`` with several processes.
+        ConfigError: ``run_eagerly`` with several processes; a loss, a batch or an
+            optimizer that cannot be divided.
     """
 
     _smp_batch_steps: BatchSteps | OneByOne | None = None
@@ -105,6 +111,11 @@ class Training(tf.keras.Model):
                 " segments are compiled one by one: model=%s; set `xla` to true in"
                 " smp.init",
                 self.name,
+            )
+        if kwargs.get("steps_per_execution") == "auto":
+            raise ConfigError(
+                "each rank would choose by its own clock how many batches it runs at"
+                f" once: model={self.name!r} steps_per_execution='auto'; give a number"
             )
         super().compile(*args, **kwargs)
         self._forget_steps()

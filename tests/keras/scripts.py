@@ -306,6 +306,31 @@ def summed(make: Maker) -> Trained:
     return Trained(history, model)
 
 
+def partly_weighted(make: Maker) -> Trained:
+    """Two losses that are sums, sample weights for one of them, a remainder."""
+    x = keras.Input([6])
+    hidden = layers.Dense(8, activation="tanh", name="hidden")(x)
+    kind, size = layers.Dense(3, name="kind"), layers.Dense(1, name="size")
+    model = make.wrap(
+        keras.Model(x, {"kind": kind(hidden), "size": size(hidden)}, name="two")
+    )
+    squares = keras.losses.MeanSquaredError(reduction="sum")
+    model.compile(
+        keras.optimizers.SGD(0.01),
+        {"kind": crossentropy(reduction="sum"), "size": squares},
+    )
+    rows, y = data(30)
+    history = model.fit(
+        rows,
+        {"kind": y, "size": rows[:, :1]},
+        sample_weight={"kind": np.linspace(0.1, 1.0, 30).astype(np.float32)},
+        batch_size=8,
+        epochs=2,
+        verbose=0,
+    ).history
+    return Trained(history, model)
+
+
 def bfloat(make: Maker) -> Trained:
     """mixed_bfloat16."""
     with _policy("mixed_bfloat16"):
@@ -355,6 +380,7 @@ SCRIPTS = [
     FitScript("words", words),
     FitScript("by_hand", by_hand),
     FitScript("summed", summed, truths=("batches",)),
+    FitScript("partly_weighted", partly_weighted, truths=("batches",)),
     FitScript("bfloat", bfloat, BFLOAT),
     FitScript("loss_scaled", loss_scaled, BFLOAT),
 ]

@@ -75,6 +75,51 @@ def mixed_reductions(rank: int) -> None:
     model.fit(X, [Y, Y], batch_size=8, verbose=0)
 
 
+def callbacks(rank: int) -> None:
+    attending = [tf.keras.callbacks.EarlyStopping("loss")] if rank == 0 else []
+    compiled().fit(X, Y, callbacks=attending, verbose=0)
+
+
+def learning_rate(rank: int) -> None:
+    model = dense_net(smp.DistributedModel)
+    model.compile(tf.keras.optimizers.SGD(0.1 + rank, momentum=0.5), crossentropy())
+    model.fit(X, Y, verbose=0)
+
+
+def a_constant_in_the_batch(rank: int) -> None:
+    dataset = tf.data.Dataset.from_tensors((X, Y, tf.ones([4, 6])))
+    compiled().fit(dataset, verbose=0)
+
+
+def one_weight_for_all(rank: int) -> None:
+    dataset = tf.data.Dataset.from_tensors((X, Y, 0.5))
+    compiled().fit(dataset, verbose=0)
+
+
+def ragged(rank: int) -> None:
+    compiled().fit(tf.RaggedTensor.from_tensor(X), Y, batch_size=8, verbose=0)
+
+
+def no_reduction(rank: int) -> None:
+    model = dense_net(smp.DistributedModel)
+    model.compile("sgd", crossentropy(reduction="none"))
+    model.fit(X, Y, verbose=0)
+
+
+def batches_by_the_clock(rank: int) -> None:
+    compiled(steps_per_execution="auto")
+
+
+def transformers(rank: int) -> None:
+    def halved(pairs: Any) -> Any:
+        return [(gradient / 2, variable) for gradient, variable in pairs]
+
+    model = dense_net(smp.DistributedModel)
+    legacy = tf.keras.optimizers.legacy.SGD(0.1, gradient_transformers=[halved])
+    model.compile(legacy, crossentropy())
+    model.fit(X, Y, verbose=0)
+
+
 RANKS_DIFFER = {
     # The first one: afterwards all ranks have a common seed.
     shuffle_without_a_seed: "tf.keras.utils.set_random_seed",
@@ -84,12 +129,20 @@ RANKS_DIFFER = {
     values: "crc32=",
     number_of_batches: "rank 1: train batch 2: no more data",
     another_method: "rank 0: evaluate(); rank 1: fit()",
+    callbacks: "fit(callbacks=['EarlyStopping']); rank 1: fit(callbacks=[])",
+    learning_rate: "rank 0: SGD(learning_rate=0.1",
 }
 ALIKE = {
     not_compiled: "You must compile your model",
     eagerly: "run_eagerly=True processes=2",
     outside_a_step: "a DistributedModel is called inside a function decorated",
     mixed_reductions: "must all be sums over the examples, or all be means",
+    a_constant_in_the_batch: "shapes=(32, 6), (32,), (4, 6)",
+    one_weight_for_all: "shapes=(32, 6), (32,), ()",
+    ragged: "types=['RaggedTensor']",
+    no_reduction: "reduction='none'",
+    batches_by_the_clock: "steps_per_execution='auto'",
+    transformers: "gradient_transformers=['halved']",
 }
 
 

@@ -121,7 +121,7 @@ def test_fit_gives_the_numbers_of_plain_keras(
     alone: list[Any], on_ranks: dict[int, Any], capsys: Any
 ) -> None:
     expected_of = alone[0][0] | alone[1][0]
-    lines = [f"{'script':>12} {'ranks':>5} {'truth':>12}  history  weights"]
+    lines = [f"{'script':>15} {'ranks':>5} {'truth':>12}  history  weights"]
     failures = []
     for script in SCRIPTS:
         truths = {name: expected_of[script.name, name] for name in script.truths}
@@ -131,7 +131,7 @@ def test_fit_gives_the_numbers_of_plain_keras(
                 assert set(figures) == set(expected), script.name
                 history = max(difference(figures[k], expected[k]) for k in expected)
                 kept = difference(weights, expected_weights)
-                line = f"{script.name:>12} {size:>5} {name:>12}"
+                line = f"{script.name:>15} {size:>5} {name:>12}"
                 lines.append(f"{line}  {history:.1e}  {kept:.1e}")
                 if not max(history, kept) <= script.tolerance:
                     failures.append(lines[-1])
