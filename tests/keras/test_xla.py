@@ -340,3 +340,59 @@ def test_a_segment_in_pieces(monkeypatch: Any, caplog: Any) -> None:
         got = train("mlp")
     assert_close(list(got.values()), list(want.values()))
     assert "2 of 2 segments compiled" in said(caplog)[-1]
+
+
+# --- fit, in every dtype policy -------------------------------------------------------
+
+
+def fitted(policy: str, xla: bool) -> tuple[list[float], list[Any]]:
+    """Losses and weights of a short training with a remainder, in one process."""
+    tf.keras.mixed_precision.set_global_policy(policy)
+    tf.keras.utils.set_random_seed(1)
+    try:
+        with session(microbatches=M, xla=xla):
+            model = smp.distribute(
+                tf.keras.Sequential(
+                    [
+                        tf.keras.Input([8, 8, 2]),
+                        layers.Conv2D(4, 3),
+                        layers.BatchNormalization(),
+                        layers.ReLU(),
+                        layers.Flatten(),
+                        layers.Dropout(0.2, seed=1),
+                        layers.Dense(3, dtype="float32"),
+                    ]
+                )
+            )
+            loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            model.compile(tf.keras.optimizers.SGD(0.05, momentum=0.9), loss)
+            x = np.random.RandomState(0).rand(18, 8, 8, 2).astype("f")
+            y = np.arange(18) % 3
+            history = model.fit(
+                x, y, batch_size=8, epochs=2, shuffle=False, verbose=0
+            ).history
+            return history["loss"], model.get_weights()
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+
+
+POLICIES = {"float32": 1e-5, "mixed_float16": 1e-2, "mixed_bfloat16": 5e-2}
+"""Of the largest value of a tensor, as TOLERANCE; see README."""
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_fit_in_every_policy(policy: str, caplog: Any) -> None:
+    caplog.set_level(logging.INFO, "smp_tf")
+    losses, weights = fitted(policy, xla=False)
+    assert said(caplog) == []
+    got_losses, got_weights = fitted(policy, xla=True)
+    assert any("2 of 2 segments compiled" in line for line in said(caplog))
+    worst = 0.0
+    pairs = zip([got_losses, *got_weights], [losses, *weights], strict=True)
+    for one, other in pairs:
+        scale = max(np.abs(other).max(), 0.1)
+        worst = max(worst, np.abs(np.subtract(one, other)).max() / scale)
+    print(f"{policy}: {worst:.1e}")
+    assert worst <= POLICIES[policy]
+    if policy != "float32":
+        assert worst > 0.0  # both ran in so few digits
