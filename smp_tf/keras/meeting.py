@@ -120,7 +120,7 @@ def _agree_between_replicas(what: str) -> None:
             " as many batches, because each waits for the gradients of the others:"
             f" {_each(session.get_dp_group(), found)}; the data of the replicas has"
             " other lengths (smp.shard_dataset makes them equal; or say"
-            " steps_per_epoch), or their arguments differ"
+            " steps_per_epoch), or their arguments or callbacks differ"
         )
 
 
