@@ -235,11 +235,13 @@ void NcclTransport::Fill(uint64_t id, Buffer buffer) {
 std::vector<NcclTransport::OperationPtr> NcclTransport::NextLocked(Queue* queue) {
   auto& waiting = queue->waiting;
   size_t count = 0;
-  while (count < waiting.size() && waiting[count]->ready) ++count;
-  // Those that something follows wait for it, unless it is there and has no buffer.
-  if (count == waiting.size()) {
-    while (count > 0 && waiting[count - 1]->message.more) --count;
+  // Who waits for one of a batch waits for all of it: only what belongs together.
+  bool more = true;
+  while (more && count < waiting.size() && waiting[count]->ready) {
+    more = waiting[count++]->message.more;
   }
+  // What follows is waited for, unless it is there and has no buffer.
+  if (more && count == waiting.size()) count = 0;
   std::vector<OperationPtr> batch(waiting.begin(), waiting.begin() + count);
   waiting.erase(waiting.begin(), waiting.begin() + count);
   queue->running.insert(queue->running.end(), batch.begin(), batch.end());

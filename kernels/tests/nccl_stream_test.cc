@@ -156,6 +156,29 @@ void ReservedPlaces(Process& self) {
   self.Meet();
 }
 
+// Rank 0 sends the second message when it has the answer to the first one. That one gets
+// its memory when the second has its own already, and must not wait for it.
+void OnlyWhatBelongsTogetherIsOne(Process& self) {
+  GpuRank gpu(self);
+  gpu.Connect();
+  Memory first(1000, 1), answer(1000, 2), second(1000, 3);
+  Outcome last;
+  if (self.rank == 0) {
+    gpu.Send(1, first.Give());
+    CHECK_EQ(gpu.Recv(1, answer.buffer()).Await().text, "");
+    last = gpu.Send(1, second.buffer());
+  } else {
+    uint64_t id = 0;
+    const Outcome received = gpu.Reserve(0, &id);
+    last = gpu.Recv(0, second.buffer());
+    gpu.transport().Fill(id, first.buffer());
+    CHECK_EQ(received.Await().text, "");
+    gpu.Send(0, answer.Give());
+  }
+  CHECK_EQ(last.Await().text, "");
+  self.Meet();
+}
+
 }  // namespace
 }  // namespace smp::testing
 
@@ -166,4 +189,6 @@ int main() {
   RunProcesses("GPU: a joined stream waits", 2, AJoinedStreamWaits);
   RunProcesses("GPU: owners are released", 2, OwnersAreReleased);
   RunProcesses("GPU: reserved places", 2, ReservedPlaces);
+  RunProcesses("GPU: only what belongs together is one", 2,
+               OnlyWhatBelongsTogetherIsOne);
 }
