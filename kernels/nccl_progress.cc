@@ -12,6 +12,9 @@ constexpr auto kShortPause = std::chrono::microseconds(20);
 constexpr auto kLongPause = std::chrono::microseconds(500);
 constexpr auto kBetweenErrors = std::chrono::milliseconds(100);
 
+// What a peer has sent before it left is there as soon as the device asks for it.
+constexpr auto kDrainTime = std::chrono::seconds(1);
+
 // How long a thread that is inside of NCCL is waited for before NCCL is told to end.
 constexpr auto kIssueGrace = std::chrono::seconds(1);
 
@@ -36,6 +39,7 @@ void NcclTransport::Run() {
     }
     bool progress = false;
     for (const auto& queue : Queues()) {
+      EndIfLeft(queue.get());
       AbortIfDue(queue);
       progress |= Reap(queue.get());
     }
@@ -75,6 +79,36 @@ bool NcclTransport::Reap(Queue* queue) {
     CallAll(&calls);
     if (!status.ok()) GiveUp(queue, status);
   }
+}
+
+// Gives up what waits for a peer that has left. The device may come to it late, when it
+// still computes what was asked for before; only from then on does the wait count.
+void NcclTransport::EndIfLeft(Queue* queue) {
+  std::vector<OperationPtr> batch;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!queue->left || queue->broken) return;
+    for (const auto& each : queue->running) {
+      if (!each->issued || each->after != queue->running.front()->after) break;
+      batch.push_back(each);
+    }
+  }
+  if (batch.empty()) return;
+  Status ignored;  // Reap sees it
+  for (const auto& each : batch) {
+    if (!device_->IsOver(each->before, &ignored)) return;
+  }
+  Calls calls;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (queue->asked != batch.front()->message.id) {
+      queue->asked = batch.front()->message.id;
+      queue->asked_at = Clock::now();
+    }
+    if (Clock::now() - queue->asked_at < kDrainTime) return;
+    BreakLocked(queue, queue->why, 0, &calls);
+  }
+  CallAll(&calls);
 }
 
 void NcclTransport::AbortIfDue(const std::shared_ptr<Queue>& queue) {

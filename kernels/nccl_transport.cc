@@ -8,8 +8,7 @@
 namespace smp {
 namespace {
 
-// A peer leaves when all that it has sent was received; the receives here see that a
-// moment later.
+// What others wait for does not end in the middle when a peer leaves.
 constexpr double kDrainSeconds = 1;
 
 std::string SecondsText(double seconds) {
@@ -391,6 +390,12 @@ void NcclTransport::Break(int peer, const Status& why, bool drain) {
     for (const auto& queue : queues_) {
       const auto& peers = queue->peers;
       if (std::count(peers.begin(), peers.end(), peer) == 0) continue;
+      if (drain && !queue->sends && queue->stream != nullptr && !queue->broken) {
+        // What it has sent is here, or on the device, and may be received.
+        queue->left = true;
+        queue->why = why;
+        continue;
+      }
       BreakLocked(queue.get(), why, drain ? kDrainSeconds : 0, &calls);
     }
   }

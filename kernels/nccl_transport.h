@@ -112,6 +112,9 @@ class NcclTransport : public Transport {
     std::shared_ptr<NcclStream> stream;  // null: not connected
     std::deque<OperationPtr> waiting;  // in order
     std::deque<OperationPtr> running;  // in order: on the stream, or on the way to it
+    bool left = false;                 // the peer has, with `why`: no more will come
+    uint64_t asked = 0;                // then: the id that the device has come to
+    Clock::time_point asked_at;
     bool broken = false;               // with `why`; the communicator ends at abort_at
     bool aborting = false;
     bool aborted = false;
@@ -136,6 +139,7 @@ class NcclTransport : public Transport {
   void Run();
   bool IsBusyLocked();
   bool Reap(Queue* queue);
+  void EndIfLeft(Queue* queue);
   void AbortIfDue(const std::shared_ptr<Queue>& queue);
   void LookForErrors();
   void GiveUp(Queue* queue, const Status& why);

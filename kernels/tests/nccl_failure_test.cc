@@ -156,6 +156,33 @@ void ALeaverIsDrained(Process& self) {
   self.Meet();
 }
 
+// It has sent all and goes; the stream of rank 0 comes to its messages a while later.
+void ASlowRankStillReceives(Process& self) {
+  GpuRank gpu(self);
+  gpu.Connect();
+  if (self.rank == 1) {
+    for (int i = 0; i < 2; ++i) {
+      CHECK_EQ(gpu.Send(0, Memory(1000, i).Give()).Await().text, "");
+    }
+    self.Meet();
+  } else {
+    Memory first(1000, 7), second(1000, 7);
+    Gate gate(gpu.compute());
+    std::vector<Outcome> outcomes = {gpu.Recv(1, first.buffer())};
+    self.Meet();
+    gpu.transport().Break(1, {Code::kUnavailable, "rank 1 left the job"}, true);
+    outcomes.push_back(gpu.Recv(1, second.buffer()));
+    Sleep(1.5);
+    for (const Outcome& each : outcomes) CHECK(!each.IsOver());
+    gate.Open();
+    for (const Outcome& each : outcomes) CHECK_EQ(each.Await().text, "");
+    CHECK(first.Text() == Memory::Pattern(1000, 0));
+    CHECK(second.Text() == Memory::Pattern(1000, 1));
+    CHECK_EQ(gpu.Recv(1, Memory(4, 0).Give()).Await().text, "rank 1 left the job");
+  }
+  self.Meet();
+}
+
 // Of which NCCL's own threads know first.
 void AsynchronousErrorsNameThePeer(Process& self) {
   GpuRank gpu(self);
@@ -270,6 +297,7 @@ int main() {
   RunProcesses("GPU: one death after the other", 3, OneDeathAfterTheOther,
                {0, SIGKILL, SIGKILL});
   RunProcesses("GPU: a leaver is drained", 2, ALeaverIsDrained);
+  RunProcesses("GPU: a slow rank still receives", 2, ASlowRankStillReceives);
   RunProcesses("GPU: asynchronous errors name the peer", 2,
                AsynchronousErrorsNameThePeer);
   RunProcesses("GPU: refused operations", 2, RefusedOperations);
