@@ -284,6 +284,7 @@ void NcclTransport::Launched(Queue* queue, const std::vector<OperationPtr>& batc
   for (const auto& operation : batch) {
     operation->issued = true;
     operation->after = after;
+    if (!status.ok()) continue;  // told below
     for (auto& [stream, told] : operation->joins) {
       calls->push_back([this, stream = stream, after, told = std::move(told)] {
         told(device_->Wait(static_cast<CudaStream>(stream), after));
@@ -304,19 +305,23 @@ void NcclTransport::Launched(Queue* queue, const std::vector<OperationPtr>& batc
 
 void NcclTransport::Join(uint64_t id, void* stream, Done told) {
   GpuEvent after;
+  Status status;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     const auto found = operations_.find(id);
     if (found != operations_.end()) {
-      Operation& operation = *found->second.second;
-      if (!operation.issued) {
-        operation.joins.emplace_back(stream, std::move(told));
+      const auto& [queue, operation] = found->second;
+      if (!operation->issued) {
+        operation->joins.emplace_back(stream, std::move(told));
         return;
       }
-      after = operation.after;
+      after = operation->after;
+      // Its end, if it comes to one, gives no data.
+      if (queue->broken) status = queue->why;
     }
   }
-  told(device_->Wait(static_cast<CudaStream>(stream), after));
+  if (status.ok()) status = device_->Wait(static_cast<CudaStream>(stream), after);
+  told(status);
 }
 
 bool NcclTransport::Holds(uint64_t id) {

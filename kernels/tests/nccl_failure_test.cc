@@ -223,6 +223,23 @@ void RefusedOperations(Process& self) {
   self.Meet();
 }
 
+// Who waits for a message hears that it was refused, not that there is data.
+void RefusedOperationsAreNotJoined(Process& self) {
+  GpuRank gpu(self);
+  gpu.Connect();
+  const int peer = 1 - self.rank;
+  uint64_t id = 0;
+  const Outcome reserved = gpu.Reserve(peer, &id);
+  Outcome joined;
+  gpu.transport().Join(id, gpu.compute(), joined.Handler());
+  Fakes().refuse(5);
+  Memory memory(1000, 0);
+  gpu.transport().Fill(id, memory.buffer());
+  CHECK_EQ(joined.Await().text, "ncclRecv: NCCL: invalid usage (5)");
+  CHECK_EQ(reserved.Await().text, "ncclRecv: NCCL: invalid usage (5)");
+  self.Meet();
+}
+
 void CancelEndsTheDirection(Process& self) {
   GpuRank gpu(self);
   gpu.Connect();
@@ -301,6 +318,8 @@ int main() {
   RunProcesses("GPU: asynchronous errors name the peer", 2,
                AsynchronousErrorsNameThePeer);
   RunProcesses("GPU: refused operations", 2, RefusedOperations);
+  RunProcesses("GPU: refused operations are not joined", 2,
+               RefusedOperationsAreNotJoined);
   RunProcesses("GPU: cancel ends the direction", 2, CancelEndsTheDirection);
   RunProcesses("GPU: closes with messages under way", 2, ClosesWithMessagesUnderWay);
   RunProcesses("GPU: exits with messages under way", 2, ExitsWithMessagesUnderWay);
