@@ -48,6 +48,7 @@ TicketPtr Mailbox::Start(Ticket::Way way, const RoutePtr& route, uint32_t sequen
   message.synchronous = synchronous;
   message.stream = delivery.stream;
   message.more = delivery.more;
+  message.hold = delivery.hold;
   auto done = [ticket](const Status& status) { ticket->Finish(status); };
   if (is_send) {
     transport_->Send(std::move(message), std::move(done));

@@ -28,6 +28,7 @@ struct Posted {
 struct Delivery {
   void* stream = nullptr;
   bool more = false;
+  bool hold = false;
   bool reserve = false;  // a receive whose buffer comes later
 };
 

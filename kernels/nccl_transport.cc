@@ -188,6 +188,7 @@ void NcclTransport::Submit(Queue* queue, Message message, bool ready, Done done)
   }
   operation->message = std::move(message);
   operation->ready = ready;
+  operation->held = operation->message.hold;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     if (status.ok() && queue->broken) status = queue->why;
@@ -236,10 +237,11 @@ std::vector<NcclTransport::OperationPtr> NcclTransport::NextLocked(Queue* queue)
   size_t count = 0;
   // Who waits for one of a batch waits for all of it: only what belongs together.
   bool more = true;
-  while (more && count < waiting.size() && waiting[count]->ready) {
+  while (more && count < waiting.size() && waiting[count]->ready &&
+         !waiting[count]->held) {
     more = waiting[count++]->message.more;
   }
-  // What follows is waited for, unless it is there and has no buffer.
+  // What follows is waited for, unless it is there and cannot go.
   if (more && count == waiting.size()) count = 0;
   std::vector<OperationPtr> batch(waiting.begin(), waiting.begin() + count);
   waiting.erase(waiting.begin(), waiting.begin() + count);
@@ -306,22 +308,36 @@ void NcclTransport::Launched(Queue* queue, const std::vector<OperationPtr>& batc
 void NcclTransport::Join(uint64_t id, void* stream, Done told) {
   GpuEvent after;
   Status status;
+  Queue* released = nullptr;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     const auto found = operations_.find(id);
     if (found != operations_.end()) {
       const auto& [queue, operation] = found->second;
-      if (!operation->issued) {
+      if (operation->issued) {
+        after = operation->after;
+        // Its end, if it comes to one, gives no data.
+        if (queue->broken) status = queue->why;
+      } else {
         operation->joins.emplace_back(stream, std::move(told));
-        return;
+        ReleaseLocked(queue, operation);
+        released = queue;
       }
-      after = operation->after;
-      // Its end, if it comes to one, gives no data.
-      if (queue->broken) status = queue->why;
     }
   }
+  if (released != nullptr) return Pump(released);
   if (status.ok()) status = device_->Wait(static_cast<CudaStream>(stream), after);
   told(status);
+}
+
+// Those that were held back up to `last`, which go first.
+void NcclTransport::ReleaseLocked(Queue* queue, const OperationPtr& last) {
+  const auto& waiting = queue->waiting;
+  if (std::count(waiting.begin(), waiting.end(), last) == 0) return;
+  for (const auto& each : waiting) {
+    each->held = false;
+    if (each == last) return;
+  }
 }
 
 bool NcclTransport::Holds(uint64_t id) {

@@ -79,8 +79,8 @@ class NcclTransport : public Transport {
   void Reserve(Message message, Done done) override;
   void Fill(uint64_t id, Buffer buffer);
 
-  // Lets `stream` wait for a message. `told` is called once the stream knows, or the
-  // message is over, well or not.
+  // Lets `stream` wait for a message, and begins what was held back of those up to it.
+  // `told` is called once the stream knows, or the message is over, well or not.
   void Join(uint64_t id, void* stream, Done told);
 
   bool WaitForSends(double seconds);
@@ -96,6 +96,7 @@ class NcclTransport : public Transport {
     Message message;
     Done done;            // empty once reported
     bool ready = true;    // has its buffer
+    bool held = false;    // until somebody joins it, or one behind it
     bool issued = false;  // on the stream
     GpuEvent before, after;
     std::vector<std::pair<void*, Done>> joins;  // who came before it was issued
@@ -129,6 +130,7 @@ class NcclTransport : public Transport {
   std::vector<std::shared_ptr<Queue>> Queues();
   void Pump(Queue* queue);
   std::vector<OperationPtr> NextLocked(Queue* queue);
+  void ReleaseLocked(Queue* queue, const OperationPtr& last);
   void Launched(Queue* queue, const std::vector<OperationPtr>& batch,
                 const GpuEvent& after, const Status& status, Calls* calls);
   void TellLocked(Operation* operation, const Status& status, Calls* calls);

@@ -4,6 +4,7 @@
 // waits, on a stream of its own, for what the stream of computations has been given so
 // far, and the stream of computations waits for a receive where its tensor is read.
 // They are built without CUDA: what they need of it is in gpu_device.h.
+#include <atomic>
 #include <memory>
 #include <string>
 #include <utility>
@@ -25,9 +26,9 @@ using tensorflow::TensorShape;
 // Posts the receive of a tensor; one whose shape is not known takes its place in the
 // order, and gets its memory when its header has come over the host.
 absl::Status Post(OpKernelContext* context, const std::shared_ptr<Job>& job,
-                  const Attributes& attributes) {
+                  const Attributes& attributes, bool hold) {
   Mailbox& mailbox = job->gpu()->mailbox;
-  Delivery delivery = {StreamOf(context), attributes.more};
+  Delivery delivery = {StreamOf(context), attributes.more, hold};
   if (attributes.is_static) {
     Buffer buffer;
     TF_RETURN_IF_ERROR(Allocate(context, attributes, &buffer));
@@ -100,6 +101,10 @@ class GpuSendPostOp : public WithAttributes<OpKernel> {
   }
 };
 
+// A receive that waits keeps the device busy, and CUDA loads the code of a kernel when
+// it is first launched, for which it may wait until the device is idle (lazy loading,
+// the default since 12.2). So what is computed between a receive and its reader must
+// have run once before a receive may be under way meanwhile: the first is held back.
 class GpuRecvPostOp : public WithAttributes<OpKernel> {
  public:
   using WithAttributes::WithAttributes;
@@ -109,9 +114,12 @@ class GpuRecvPostOp : public WithAttributes<OpKernel> {
     std::shared_ptr<Job> job;
     Job::Gpu* gpu = nullptr;
     OP_REQUIRES_OK(context, FindGpu(&job, &gpu));
-    OP_REQUIRES_OK(context, Post(context, job, attributes_));
+    OP_REQUIRES_OK(context, Post(context, job, attributes_, !has_run_.exchange(true)));
     GetTimeline().End(start, 0);
   }
+
+ private:
+  std::atomic<bool> has_run_{false};
 };
 
 class GpuRecvWaitOp : public WithAttributes<AsyncOpKernel> {
@@ -125,7 +133,8 @@ class GpuRecvWaitOp : public WithAttributes<AsyncOpKernel> {
     OP_REQUIRES_OK_ASYNC(context, FindGpu(&job, &gpu), done);
     Posted posted = gpu->mailbox.Take(attributes_.route);
     if (!posted.ticket) {
-      OP_REQUIRES_OK_ASYNC(context, Post(context, job, attributes_), done);
+      OP_REQUIRES_OK_ASYNC(context, Post(context, job, attributes_, /*hold=*/false),
+                           done);
       posted = gpu->mailbox.Take(attributes_.route);
     }
     const auto waiter = std::make_shared<Waiter>(context, job);

@@ -74,9 +74,11 @@ struct Message {
 
   // Of device memory only. `stream`: what fills the buffer of a send, and may still use
   // that of a receive, is on it already. `more`: another message to, or from, the same
-  // peer follows at once, and they may travel together.
+  // peer follows at once, and they may travel together. `hold`: a receive does not
+  // begin before somebody waits for it, or for one behind it.
   void* stream = nullptr;
   bool more = false;
+  bool hold = false;
   Sum sum;
 };
 

@@ -156,8 +156,50 @@ void ReservedPlaces(Process& self) {
   self.Meet();
 }
 
-// Rank 0 sends the second message when it has the answer to the first one. That one gets
-// its memory when the second has its own already, and must not wait for it.
+// Nothing of what is held back is on the device before somebody waits for it, as the
+// device would not be idle.
+void HeldReceivesBeginWhenJoined(Process& self) {
+  GpuRank gpu(self);
+  gpu.Connect();
+  constexpr int kCount = 4;
+  if (self.rank == 0) {
+    for (int i = 0; i < kCount; ++i) gpu.Send(1, Memory(1000, i).Give());
+    self.Meet();
+  } else {
+    std::vector<Memory> memory;
+    std::vector<Outcome> outcomes(kCount);
+    uint64_t ids[kCount];
+    const int before = Fakes().NcclCounts().operations;
+    for (int i = 0; i < kCount; ++i) {
+      memory.emplace_back(1000, 9);
+      Message message = gpu.To(0, memory.back().buffer(), /*more=*/i == 0);
+      message.hold = i < 3;
+      ids[i] = message.id;
+      gpu.transport().Recv(std::move(message), outcomes[i].Handler());
+    }
+    self.Meet();
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    CHECK_EQ(Fakes().NcclCounts().operations, before);
+    const auto join = [&](uint64_t id) {
+      Outcome told;
+      gpu.transport().Join(id, gpu.compute(), told.Handler());
+      CHECK_EQ(told.Await().text, "");
+    };
+    join(ids[1]);
+    CHECK_EQ(Fakes().NcclCounts().operations, before + 2);
+    // The last one is not held, and yet behind one that is.
+    join(ids[3]);
+    CHECK_EQ(Fakes().NcclCounts().operations, before + kCount);
+    for (int i = 0; i < kCount; ++i) {
+      CHECK_EQ(outcomes[i].Await().text, "");
+      CHECK(memory[i].Text() == Memory::Pattern(1000, i));
+    }
+  }
+  self.Meet();
+}
+
+// Rank 0 sends the second message when it has the answer to the first one. That one
+// gets its memory when the second has its own already, and must not wait for it.
 void OnlyWhatBelongsTogetherIsOne(Process& self) {
   GpuRank gpu(self);
   gpu.Connect();
@@ -189,6 +231,7 @@ int main() {
   RunProcesses("GPU: a joined stream waits", 2, AJoinedStreamWaits);
   RunProcesses("GPU: owners are released", 2, OwnersAreReleased);
   RunProcesses("GPU: reserved places", 2, ReservedPlaces);
+  RunProcesses("GPU: held receives begin when joined", 2, HeldReceivesBeginWhenJoined);
   RunProcesses("GPU: only what belongs together is one", 2,
                OnlyWhatBelongsTogetherIsOne);
 }
