@@ -115,24 +115,30 @@ void NcclTransport::AbortIfDue(const std::shared_ptr<Queue>& queue) {
   Calls calls;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (!queue->broken || queue->aborted || Clock::now() < queue->abort_at) return;
+    if (!queue->broken || queue->aborted) return;
     if (queue->aborting) {
       queue->aborted = queue->stream->HasEnded();
       if (queue->aborted) changed_.notify_all();
-      return;
+    } else if (Clock::now() >= queue->abort_at) {
+      BreakLocked(queue.get(), queue->why, 0, &calls);
     }
-    queue->aborting = true;
-    BreakLocked(queue.get(), queue->why, 0, &calls);
   }
   CallAll(&calls);
-  std::thread([queue, stream = queue->stream] {
-    // A thread that is stuck inside of NCCL gets out by the abort itself. No
-    // timed_mutex, as not every thread sanitizer knows it.
-    std::unique_lock<std::mutex> issuing(queue->issuing, std::try_to_lock);
-    for (const auto until = Clock::now() + kIssueGrace;
-         !issuing.owns_lock() && Clock::now() < until; issuing.try_lock()) {
-      std::this_thread::sleep_for(kLongPause);
+}
+
+void NcclTransport::Abort(std::shared_ptr<Queue> queue,
+                          std::shared_ptr<NcclStream> stream) {
+  std::thread([queue = std::move(queue), stream = std::move(stream)] {
+    {
+      // A thread that is stuck inside of NCCL gets out by the abort itself. No
+      // timed_mutex, as not every thread sanitizer knows it.
+      std::unique_lock<std::mutex> issuing(queue->issuing, std::try_to_lock);
+      for (const auto until = Clock::now() + kIssueGrace;
+           !issuing.owns_lock() && Clock::now() < until; issuing.try_lock()) {
+        std::this_thread::sleep_for(kLongPause);
+      }
     }
+    // Who comes later sees that the queue is broken, and need not wait for the end.
     stream->Abort();
   }).detach();
 }
@@ -211,7 +217,7 @@ void NcclTransport::CloseAtExit() {
   Stop();
   // Never destroyed: what is left belongs to libraries that may be gone.
   static auto* const kept = new std::vector<std::shared_ptr<NcclStream>>;
-  for (const auto& queue : queues_) kept->push_back(std::move(queue->stream));
+  for (const auto& queue : queues_) kept->push_back(queue->stream);
 }
 
 }  // namespace smp

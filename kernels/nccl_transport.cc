@@ -381,6 +381,12 @@ void NcclTransport::BreakLocked(Queue* queue, const Status& why, double grace,
     calls->push_back([operation] {});  // its memory goes without the lock
   }
   if (grace == 0) {
+    if (!queue->aborting && !queue->aborted && !stop_) {
+      queue->aborting = true;
+      calls->push_back([queue = queue->shared_from_this(), stream = queue->stream] {
+        Abort(queue, stream);
+      });
+    }
     // Reported now; the memory is kept until nothing touches it any more.
     for (const auto& each : queue->running) TellLocked(each.get(), queue->why, calls);
   }

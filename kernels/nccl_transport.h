@@ -10,10 +10,11 @@
 // is told where the step waits for all, at its end.
 //
 // Threads. Callers put messages on the stream themselves. One thread of the transport
-// looks which are over, reports them, lets go of their memory, and ends the
-// communicators of a peer that has failed: what is on a stream cannot be taken back, only
-// the whole communicator can be given up. So Cancel ends the direction, too. The end of
-// one communicator may have to wait for that of others, hence a thread for each.
+// looks which are over, reports them, and lets go of their memory. What is on a stream
+// cannot be taken back, only the whole communicator can be given up: when a peer has
+// failed, and by Cancel, which so ends the direction, too. The end of one communicator
+// may have to wait for that of others, hence a thread for each, which whoever hears of
+// the failure starts: the transport's own thread may wait inside of CUDA for that end.
 #ifndef SMP_TF_KERNELS_NCCL_TRANSPORT_H_
 #define SMP_TF_KERNELS_NCCL_TRANSPORT_H_
 
@@ -105,7 +106,7 @@ class NcclTransport : public Transport {
   using Calls = std::vector<std::function<void()>>;
 
   // What this rank sends to, or receives from, one peer; or the sums of a group.
-  struct Queue {
+  struct Queue : std::enable_shared_from_this<Queue> {
     std::vector<int> peers;  // who must be alive
     bool sends = false;      // others wait for what is in it
     std::string name;        // "messages to rank 3", for errors
@@ -136,6 +137,7 @@ class NcclTransport : public Transport {
   void TellLocked(Operation* operation, const Status& status, Calls* calls);
   void BreakLocked(Queue* queue, const Status& why, double grace, Calls* calls);
   static void CallAll(Calls* calls);
+  static void Abort(std::shared_ptr<Queue> queue, std::shared_ptr<NcclStream> stream);
 
   // The thread, in nccl_progress.cc.
   void Run();

@@ -126,6 +126,33 @@ void OneDeathAfterTheOther(Process& self) {
   CHECK(GpuRank::Eventually([] { return Fakes().NcclCounts().communicators == 0; }));
 }
 
+// The thread of the transport may be inside of CUDA, which waits for what is to be given
+// up. Here it is inside of a callback.
+void TheEndNeedsNoThread(Process& self) {
+  GpuRank gpu(self);
+  gpu.Connect();
+  if (self.rank != 0) {
+    if (self.rank == 2) CHECK_EQ(gpu.Send(0, Memory(10, 0).Give()).Await().text, "");
+    self.Meet();
+    self.Meet();
+    return;
+  }
+  Outcome inside, go_on;
+  gpu.transport().Recv(gpu.To(2, Memory(10, 0).Give()),
+                       [enter = inside.Handler(), go_on](const Status&) {
+                         enter({});
+                         go_on.Await();
+                       });
+  const Outcome lost = gpu.Recv(1, Memory(1000, 0).Give());
+  inside.Await();
+  self.Meet();
+  gpu.transport().Break(1, kDied, /*drain=*/false);
+  CHECK_EQ(lost.Await().text, kDied.text);
+  CHECK(GpuRank::Eventually([] { return Fakes().NcclCounts().aborts == 2; }));
+  go_on.Handler()({});
+  self.Meet();
+}
+
 void ALeaverIsDrained(Process& self) {
   GpuRank gpu(self);
   gpu.Connect();
@@ -313,6 +340,7 @@ int main() {
   RunProcesses("GPU: other lanes go on", 3, OtherLanesGoOn, {0, SIGKILL, 0});
   RunProcesses("GPU: one death after the other", 3, OneDeathAfterTheOther,
                {0, SIGKILL, SIGKILL});
+  RunProcesses("GPU: the end needs no thread", 3, TheEndNeedsNoThread);
   RunProcesses("GPU: a leaver is drained", 2, ALeaverIsDrained);
   RunProcesses("GPU: a slow rank still receives", 2, ASlowRankStillReceives);
   RunProcesses("GPU: asynchronous errors name the peer", 2,
