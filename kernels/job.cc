@@ -126,9 +126,9 @@ Status Job::OpenGpu(int ordinal) {
   const auto device = std::make_shared<GpuDevice>(&cuda);
   const Status status = device->Open(ordinal);
   if (!status.ok()) return status;
-  const auto failed = [this](int peer, const std::string& why) {
-    Fail(options_.rank, RankText(options_.rank) + " lost its connection with " +
-                            RankText(peer) + ": " + why);
+  const auto failed = [this](const std::string& why) {
+    Fail(options_.rank,
+         RankText(options_.rank) + " lost a connection by NCCL: " + why);
   };
   gpu_owner_ = std::make_unique<Gpu>(options_, device, nccl, failed, &watch_);
   gpu_ = gpu_owner_.get();

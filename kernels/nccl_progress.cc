@@ -15,6 +15,10 @@ constexpr auto kBetweenErrors = std::chrono::milliseconds(100);
 // What a peer has sent before it left is there as soon as the device asks for it.
 constexpr auto kDrainTime = std::chrono::seconds(1);
 
+// When a peer dies NCCL may fail before UCX tells of the death, or at another rank that
+// is well. So NCCL's errors are told when UCX must have told.
+constexpr auto kNewsTime = std::chrono::seconds(1);
+
 // How long a thread that is inside of NCCL is waited for before NCCL is told to end.
 constexpr auto kIssueGrace = std::chrono::seconds(1);
 
@@ -25,7 +29,8 @@ constexpr double kLeaveSeconds = 2;
 
 bool NcclTransport::IsBusyLocked() {
   return std::any_of(queues_.begin(), queues_.end(), [](const auto& queue) {
-    return !queue->running.empty() || (queue->broken && !queue->aborted);
+    return !queue->running.empty() || (queue->broken && !queue->aborted) ||
+           (!queue->error.ok() && !queue->broken);
   });
 }
 
@@ -40,6 +45,7 @@ void NcclTransport::Run() {
     bool progress = false;
     for (const auto& queue : Queues()) {
       EndIfLeft(queue.get());
+      TellIfDue(queue.get());
       AbortIfDue(queue);
       progress |= Reap(queue.get());
     }
@@ -74,10 +80,10 @@ bool NcclTransport::Reap(Queue* queue) {
       // A communicator that is given up lets its kernels end as if all were well.
       if (status.ok() && queue->aborted) status = queue->why;
       TellLocked(operation.get(), status, &calls);
+      if (!status.ok()) GiveUpLocked(queue, status);
       changed_.notify_all();
     }
     CallAll(&calls);
-    if (!status.ok()) GiveUp(queue, status);
   }
 }
 
@@ -154,21 +160,34 @@ void NcclTransport::LookForErrors() {
     }
     if (stream == nullptr) continue;
     const Status status = stream->AsyncError();
-    if (!status.ok()) GiveUp(queue.get(), status);
+    if (status.ok()) continue;
+    std::lock_guard<std::mutex> lock(mutex_);
+    GiveUpLocked(queue.get(), status);
   }
 }
 
-// After an error that nobody else knows of.
-void NcclTransport::GiveUp(Queue* queue, const Status& why) {
-  Calls calls;
-  bool is_news;
+// After an error of NCCL. One that has left may cause errors by that, see EndIfLeft.
+void NcclTransport::GiveUpLocked(Queue* queue, const Status& error) {
+  if (queue->broken || queue->left || !queue->error.ok()) return;
+  queue->error = error;
+  queue->tell_at = Clock::now() + kNewsTime;
+  changed_.notify_all();
+}
+
+void NcclTransport::TellIfDue(Queue* queue) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    is_news = !queue->broken;
-    BreakLocked(queue, why, 0, &calls);
+    const bool is_known = queue->error.ok() || queue->broken;
+    if (is_known || Clock::now() < queue->tell_at) return;
+  }
+  // The other ranks first: who waits may bring the process down.
+  failed_(queue->name + ": " + queue->error.text);
+  Calls calls;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    BreakLocked(queue, queue->error, 0, &calls);
   }
   CallAll(&calls);
-  if (is_news) failed_(queue->peers.front(), queue->name + ": " + why.text);
 }
 
 // --- the end

@@ -235,6 +235,7 @@ void NcclTransport::Fill(uint64_t id, Buffer buffer) {
 std::vector<NcclTransport::OperationPtr> NcclTransport::NextLocked(Queue* queue) {
   auto& waiting = queue->waiting;
   size_t count = 0;
+  if (!queue->error.ok()) return {};
   // Who waits for one of a batch waits for all of it: only what belongs together.
   bool more = true;
   while (more && count < waiting.size() && waiting[count]->ready &&
@@ -286,7 +287,7 @@ void NcclTransport::Launched(Queue* queue, const std::vector<OperationPtr>& batc
   for (const auto& operation : batch) {
     operation->issued = true;
     operation->after = after;
-    if (!status.ok()) continue;  // told below
+    if (!status.ok()) continue;  // told when the queue breaks
     for (auto& [stream, told] : operation->joins) {
       calls->push_back([this, stream = stream, after, told = std::move(told)] {
         told(device_->Wait(static_cast<CudaStream>(stream), after));
@@ -294,14 +295,7 @@ void NcclTransport::Launched(Queue* queue, const std::vector<OperationPtr>& batc
     }
     operation->joins.clear();
   }
-  if (!status.ok()) {
-    if (!queue->broken) {
-      calls->push_back([this, peer = queue->peers.front(), name = queue->name, status] {
-        failed_(peer, name + ": " + status.text);
-      });
-    }
-    BreakLocked(queue, status, 0, calls);
-  }
+  if (!status.ok()) GiveUpLocked(queue, status);
   changed_.notify_all();
 }
 
@@ -314,11 +308,10 @@ void NcclTransport::Join(uint64_t id, void* stream, Done told) {
     const auto found = operations_.find(id);
     if (found != operations_.end()) {
       const auto& [queue, operation] = found->second;
-      if (operation->issued) {
-        after = operation->after;
-        // Its end, if it comes to one, gives no data.
-        if (queue->broken) status = queue->why;
-      } else {
+      after = operation->after;
+      if (queue->broken) {
+        status = queue->why;  // its end, if it comes to one, gives no data
+      } else if (after == nullptr) {
         operation->joins.emplace_back(stream, std::move(told));
         ReleaseLocked(queue, operation);
         released = queue;

@@ -41,9 +41,9 @@ class NcclTransport : public Transport {
  public:
   using Way = NcclLane::Way;
 
-  // Called when NCCL itself has failed, on the transport's own thread or that of whoever
-  // has given it the message.
-  using Failed = std::function<void(int peer, const std::string& why)>;
+  // Called, on the transport's own thread, when NCCL itself has failed and nobody has
+  // told of a peer's failure a second later. `why` names all whose it may be.
+  using Failed = std::function<void(const std::string& why)>;
 
   NcclTransport(int size, std::shared_ptr<GpuDevice> device, const Nccl* nccl,
                 Failed failed);
@@ -117,6 +117,8 @@ class NcclTransport : public Transport {
     bool left = false;                 // the peer has, with `why`: no more will come
     uint64_t asked = 0;                // then: the id that the device has come to
     Clock::time_point asked_at;
+    Status error;                      // of NCCL: told at tell_at, if not explained
+    Clock::time_point tell_at;
     bool broken = false;               // with `why`; the communicator ends at abort_at
     bool aborting = false;
     bool aborted = false;
@@ -144,9 +146,10 @@ class NcclTransport : public Transport {
   bool IsBusyLocked();
   bool Reap(Queue* queue);
   void EndIfLeft(Queue* queue);
+  void TellIfDue(Queue* queue);
   void AbortIfDue(const std::shared_ptr<Queue>& queue);
   void LookForErrors();
-  void GiveUp(Queue* queue, const Status& why);
+  void GiveUpLocked(Queue* queue, const Status& error);
   bool WaitUntil(double seconds, const std::function<bool()>& ready);
   void Stop();
 

@@ -149,9 +149,9 @@ GpuRank::GpuRank(Process& process)
     : process_(process), device_(std::make_shared<GpuDevice>(&Fakes().cuda)) {
   CHECK_EQ(device_->Open(0).text, "");
   CHECK_EQ(device_->MakeStream(&compute_).text, "");
-  const auto failed = [this](int peer, const std::string& why) {
+  const auto failed = [this](const std::string& why) {
     std::lock_guard<std::mutex> lock(mutex_);
-    failures_.push_back({peer, why});
+    failures_.push_back(why);
   };
   transport_ =
       std::make_unique<NcclTransport>(process_.size, device_, &Fakes().nccl, failed);
@@ -245,7 +245,7 @@ bool GpuRank::Eventually(const std::function<bool()>& ready) {
   return true;
 }
 
-std::vector<GpuRank::Failure> GpuRank::failures() {
+std::vector<std::string> GpuRank::failures() {
   std::lock_guard<std::mutex> lock(mutex_);
   return failures_;
 }

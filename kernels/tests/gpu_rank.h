@@ -93,11 +93,6 @@ void Synchronize(CudaStream stream);
 
 class GpuRank {
  public:
-  struct Failure {
-    int peer;
-    std::string why;
-  };
-
   explicit GpuRank(Process& process);
 
   // Closes, and checks that nothing is left and that no rule was broken.
@@ -115,7 +110,7 @@ class GpuRank {
   // Whether `ready` becomes true in good time.
   static bool Eventually(const std::function<bool()>& ready);
 
-  std::vector<Failure> failures();
+  std::vector<std::string> failures();
   NcclTransport& transport() { return *transport_; }
   CudaStream compute() const { return compute_; }
   const std::shared_ptr<GpuDevice>& device() const { return device_; }
@@ -125,7 +120,7 @@ class GpuRank {
   std::shared_ptr<GpuDevice> device_;
   CudaStream compute_ = nullptr;
   std::mutex mutex_;
-  std::vector<Failure> failures_;
+  std::vector<std::string> failures_;
   std::unique_ptr<NcclTransport> transport_;
 };
 

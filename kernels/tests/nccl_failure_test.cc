@@ -126,8 +126,8 @@ void OneDeathAfterTheOther(Process& self) {
   CHECK(GpuRank::Eventually([] { return Fakes().NcclCounts().communicators == 0; }));
 }
 
-// The thread of the transport may be inside of CUDA, which waits for what is to be given
-// up. Here it is inside of a callback.
+// The thread of the transport may be inside of CUDA, which waits for what is to be
+// given up. Here it is inside of a callback.
 void TheEndNeedsNoThread(Process& self) {
   GpuRank gpu(self);
   gpu.Connect();
@@ -223,14 +223,64 @@ void AsynchronousErrorsNameThePeer(Process& self) {
   CHECK_EQ(waiting.Await().text,
            "a connection of NCCL failed: NCCL: remote process exited or there was a "
            "network error (6)");
-  CHECK(GpuRank::Eventually([&] { return !gpu.failures().empty(); }));
   const auto failures = gpu.failures();
   CHECK_EQ(failures.size(), 1u);
-  CHECK_EQ(failures[0].peer, peer);
-  CHECK_HAS(failures[0].why, "messages from rank " + std::to_string(peer) +
-                                 ": a connection of NCCL failed");
+  CHECK_HAS(failures[0], "messages from rank " + std::to_string(peer) +
+                             ": a connection of NCCL failed");
   CHECK(GpuRank::Eventually([&] { return !memory.IsKept(); }));
   CHECK_HAS(gpu.Recv(peer, Memory(4, 0).Give()).Await().text, "network error (6)");
+  self.Meet();
+}
+
+// All ranks of a group have an error; one of them has died, and that is told next.
+void ADeathExplainsErrors(Process& self) {
+  GpuRank gpu(self);
+  gpu.Connect();
+  int group = -1;
+  CHECK_EQ(gpu.ConnectGroup({0, 1, 2}, &group).text, "");
+  Memory memory(1000, 0);
+  const auto sum = [&] {
+    Message message = gpu.To(group, memory.buffer());
+    message.sum = {message.buffer.data, kNcclFloat32};
+    Outcome outcome;
+    gpu.transport().AllReduce(std::move(message), outcome.Handler());
+    return outcome;
+  };
+  if (self.rank == 1) {
+    self.Meet();
+    Die();
+  }
+  const Outcome running = sum();
+  const Outcome from_other = gpu.Recv(2 - self.rank, Memory(4, 0).Give());
+  self.Meet();
+  Fakes().inject(6);
+  Sleep(0.2);  // it is noticed within 0.1 s, and told after another second
+  const Outcome waiting = sum();
+  CHECK(!running.IsOver() && !waiting.IsOver());
+  gpu.transport().Break(1, kDied, /*drain=*/false);
+  CHECK_EQ(running.Await().text, kDied.text);
+  CHECK_EQ(waiting.Await().text, kDied.text);
+  CHECK_HAS(from_other.Await().text, "network error (6)");
+  // That one nobody has explained.
+  CHECK_EQ(gpu.failures().size(), 1u);
+  CHECK_HAS(gpu.failures()[0], "messages from rank " + std::to_string(2 - self.rank));
+}
+
+void ErrorsNameTheGroup(Process& self) {
+  GpuRank gpu(self);
+  gpu.Connect();
+  int group = -1;
+  CHECK_EQ(gpu.ConnectGroup({0, 1, 2}, &group).text, "");
+  Fakes().refuse(5);
+  Memory memory(1000, 0);
+  Message message = gpu.To(group, memory.Give());
+  message.sum = {message.buffer.data, kNcclFloat32};
+  Outcome outcome;
+  gpu.transport().AllReduce(std::move(message), outcome.Handler());
+  CHECK_EQ(outcome.Await().text, "ncclAllReduce: NCCL: invalid usage (5)");
+  CHECK_EQ(gpu.failures().size(), 1u);
+  CHECK_EQ(gpu.failures()[0],
+           "sums of ranks 0, 1, 2: ncclAllReduce: NCCL: invalid usage (5)");
   self.Meet();
 }
 
@@ -245,7 +295,7 @@ void RefusedOperations(Process& self) {
   CHECK_EQ(one.Await().text, "ncclRecv: NCCL: invalid usage (5)");
   CHECK_EQ(other.Await().text, "ncclRecv: NCCL: invalid usage (5)");
   CHECK_EQ(gpu.failures().size(), 1u);
-  CHECK_EQ(gpu.failures()[0].peer, peer);
+  CHECK_HAS(gpu.failures()[0], "messages from rank " + std::to_string(peer) + ": ");
   CHECK(GpuRank::Eventually([&] { return !first.IsKept() && !second.IsKept(); }));
   self.Meet();
 }
@@ -345,6 +395,9 @@ int main() {
   RunProcesses("GPU: a slow rank still receives", 2, ASlowRankStillReceives);
   RunProcesses("GPU: asynchronous errors name the peer", 2,
                AsynchronousErrorsNameThePeer);
+  RunProcesses("GPU: a death explains errors", 3, ADeathExplainsErrors,
+               {0, SIGKILL, 0});
+  RunProcesses("GPU: errors name the group", 3, ErrorsNameTheGroup);
   RunProcesses("GPU: refused operations", 2, RefusedOperations);
   RunProcesses("GPU: refused operations are not joined", 2,
                RefusedOperationsAreNotJoined);

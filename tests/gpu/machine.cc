@@ -89,8 +89,8 @@ GpuSide::GpuSide(Process& process, const Machine& machine)
   Check(cuda_.DeviceGetCount(&gpus), "cuDeviceGetCount");
   CHECK_EQ(device_->Open(process.rank % gpus).text, "");
   CHECK_EQ(device_->MakeStream(&stream_).text, "");
-  const auto failed = [](int peer, const std::string& why) {
-    std::cerr << "the connection with rank " << peer << " failed: " << why << "\n";
+  const auto failed = [](const std::string& why) {
+    std::cerr << "a connection failed: " << why << "\n";
   };
   transport_ = std::make_unique<NcclTransport>(process.size, device_, &nccl_, failed);
   for (const int sender : {0, 1}) {
