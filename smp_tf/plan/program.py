@@ -79,6 +79,21 @@ class Program:
     instructions: tuple[Instruction, ...]
 
 
+def go_together(one: Instruction, after: Instruction) -> bool:
+    """Whether two messages that follow each other may travel as one.
+
+    Between GPUs who waits for one of a group waits for all of it. So a group is of one
+    call and one rank: what another call sends may be an answer to what this one gets.
+    """
+    if one.channel is None or after.channel is None:
+        return False
+
+    def group(each: Instruction, peer: int) -> tuple[Operation, int, int, int]:
+        return each.operation, each.stage, each.mb, peer
+
+    return group(one, one.channel.peer) == group(after, after.channel.peer)
+
+
 def num_channels(plan: SegmentPlan, num_microbatches: int) -> int:
     """Channel numbers that one step takes."""
     return len(plan.cuts) * num_microbatches

@@ -40,7 +40,13 @@ import tensorflow as tf
 from smp_tf.errors import TransportError
 from smp_tf.frontend.hooks import graphs, initial_values
 from smp_tf.plan.graph import Graph
-from smp_tf.plan.program import Channel, Instruction, Operation, Program
+from smp_tf.plan.program import (
+    Channel,
+    Instruction,
+    Operation,
+    Program,
+    go_together,
+)
 from smp_tf.plan.segment import Segment, SegmentPlan
 from smp_tf.runtime.arguments import Feed, TensorArgument
 from smp_tf.runtime.lower import noinline
@@ -264,10 +270,9 @@ class _Emitter:
 
     def _go_together(self, one: Instruction, after: Instruction | None) -> bool:
         """Whether what follows at once goes the same way."""
-        if after is None or after.operation is not one.operation:
+        if after is None or not go_together(one, after):
             return False
-        a, b = _channel(one), _channel(after)
-        return a.peer == b.peer and self._device_of(a) == self._device_of(b)
+        return self._device_of(_channel(one)) == self._device_of(_channel(after))
 
     def _calls(self, function: Any) -> graphs.Calls:
         self.called.append(function)

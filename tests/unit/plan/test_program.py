@@ -7,10 +7,13 @@ import random
 import pytest
 
 from smp_tf.plan.comm import add_messages
-from smp_tf.plan.graph import node_of
+from smp_tf.plan.graph import TensorSpec, node_of
 from smp_tf.plan.program import (
     RECEIVE_AHEAD,
+    Channel,
+    Instruction,
     Operation,
+    go_together,
     lower_program,
     num_channels,
 )
@@ -231,6 +234,61 @@ def test_receives_are_posted_in_the_order_of_sends(seed, name):
             ):
                 pieces = [piece_of[i.stage, i.channel.tensor] for i in group]
                 assert pieces == sorted(pieces)
+
+
+def groups(program):
+    """channel -> channels of the receives that travel with it."""
+    found = {}
+    for i, after in itertools.zip_longest(
+        program.instructions, program.instructions[1:]
+    ):
+        if i.operation is Operation.POST:
+            found.setdefault(i.channel.number, [i.channel.number])
+            if after is not None and go_together(i, after):
+                found[after.channel.number] = found[i.channel.number]
+                found[i.channel.number].append(after.channel.number)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("name", ["interleaved", "simple", "zero_bubble"])
+def test_ranks_that_wait_for_whole_groups_come_to_the_end(seed, name):
+    """On GPUs the end of a group is that of its last message."""
+    chance = random.Random(seed)
+    step = analyse(random_step(seed))
+    partitions, microbatches = chance.randint(2, 4), chance.randint(1, 5)
+    chosen = [chance.randrange(partitions) for _ in step.atoms.atoms]
+    plan = step.cut(chosen, partitions)
+    every = programs(plan, name, microbatches, chance.randint(1, 4))
+    together = [groups(program) for program in every]
+    sent, left = set(), [collections.deque(p.instructions) for p in every]
+
+    def is_stuck(rank):
+        first = left[rank][0]
+        return first.operation is Operation.WAIT and not sent.issuperset(
+            together[rank][first.channel.number]
+        )
+
+    while goes := [r for r in range(partitions) if left[r] and not is_stuck(r)]:
+        instruction = left[chance.choice(goes)].popleft()
+        if instruction.operation is SEND:
+            sent.add(instruction.channel.number)
+    assert not any(left)
+
+
+def test_messages_of_one_call_and_one_rank_go_together():
+    spec = TensorSpec("float32", (4,))
+    post, wait = Operation.POST, Operation.WAIT
+    one = Instruction(post, 1, 0, Channel(0, "a", 2, spec))
+    assert go_together(one, Instruction(post, 1, 0, Channel(1, "b", 2, spec)))
+    for other in (
+        Instruction(wait, 1, 0, Channel(1, "b", 2, spec)),
+        Instruction(post, 2, 0, Channel(1, "b", 2, spec)),
+        Instruction(post, 1, 1, Channel(1, "b", 2, spec)),
+        Instruction(post, 1, 0, Channel(1, "b", 3, spec)),
+        Instruction(Operation.CALL, 1, 0),
+    ):
+        assert not go_together(one, other) and not go_together(other, one)
 
 
 def test_one_rank_has_calls_only():
