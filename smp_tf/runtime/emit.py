@@ -153,11 +153,9 @@ class _Emitter:
             Operation.WAIT: self._wait,
             Operation.CALL: self._call,
         }
-        has_sent = False
         instructions = list(enumerate(self.inputs.program.instructions))
         for place, (self.event, instruction) in enumerate(instructions):
             if instruction.operation is Operation.SEND:  # written with its call
-                has_sent = True
                 continue
             self.sends = list(
                 itertools.takewhile(
@@ -169,7 +167,8 @@ class _Emitter:
             with tf.control_dependencies(self.last):
                 write[instruction.operation](instruction)
             assert not self.sends, "messages follow the call that makes them"
-        if has_sent:
+        if any(each.channel for each in self.inputs.program.instructions):
+            # Also without sends: what was received on a GPU may fail after its wait.
             with tf.control_dependencies(self.last):
                 self.last = [self.ops.send_flush()]
         self._mark_run("run_end", [f.name for f in self.called])

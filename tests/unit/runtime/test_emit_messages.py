@@ -48,6 +48,19 @@ def of_type(graph: Any, kind: str) -> list[tf.Operation]:
     return [op for op in graph.get_operations() if op.type == kind]
 
 
+def all_before(op: tf.Operation) -> set[tf.Operation]:
+    """What an operation depends on."""
+    found: set[tf.Operation] = set()
+    open_ = [op]
+    while open_:
+        each = open_.pop()
+        for other in [*each.control_inputs, *(tensor.op for tensor in each.inputs)]:
+            if other not in found:
+                found.add(other)
+                open_.append(other)
+    return found
+
+
 def test_receives_of_one_call_go_together() -> None:
     """As a group, which has one end: not those of two microbatches, or stages."""
     numbers = [(0, 0, 1), (1, 0, 1), (2, 1, 1), (3, 1, 2), (4, 1, 2)]
@@ -65,3 +78,18 @@ def test_what_stands_on_another_device_goes_alone() -> None:
         device_of=lambda dtype, peer: "CPU:0" if dtype == "int32" else "",
     )
     assert not any(op.get_attr("more") for op in of_type(graph, "SmpRecvPost"))
+
+
+def test_a_rank_that_only_receives_flushes_too() -> None:
+    """A receive on a GPU may fail after it was waited for; the flush tells so."""
+    graph = emitted([message(POST, 0), message(WAIT, 0)], returns=["x0:0"])
+    (flush,) = of_type(graph, "SmpSendFlush")
+    (wait,) = of_type(graph, "SmpRecvWait")
+    assert wait in all_before(flush)
+    (returned,) = graph.outputs
+    assert flush in all_before(returned.op)
+    assert flush in {op for end in graph.control_outputs for op in all_before(end)}
+
+
+def test_a_rank_without_messages_does_not_flush() -> None:
+    assert not of_type(emitted([]), "SmpSendFlush")
