@@ -25,6 +25,7 @@ __all__ = [
     "controller",
     "environment",
     "gpus_are_hidden",
+    "keep_nccl_on_host",
     "launch",
     "network_interface",
     "threads_requested",
@@ -184,6 +185,17 @@ NCCL_SHARING = "NCCL_MULTI_RANK_GPU_ENABLE"
 def nccl_shares_gpus() -> bool:
     """Whether NCCL lets the ranks of this job share a GPU."""
     return os.environ.get(NCCL_SHARING) == "1"
+
+
+def keep_nccl_on_host() -> None:
+    """Let NCCL listen on the loopback interface only; what the user has set stays.
+
+    By itself it takes every other interface first. Its service for who looks into
+    hangs (RAS, from 2.24 on) listens as well, and is not needed here. To be called
+    before a communicator is made: NCCL reads its variables once.
+    """
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "=lo")  # =: this name, not a prefix
+    os.environ.setdefault("NCCL_RAS_ENABLE", "0")
 
 
 def gpus_are_hidden() -> bool:

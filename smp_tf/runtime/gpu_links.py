@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 
 from smp_tf.errors import TransportError
-from smp_tf.launch import NCCL_SHARING, nccl_shares_gpus
+from smp_tf.launch import NCCL_SHARING, keep_nccl_on_host, nccl_shares_gpus
 from smp_tf.plan.program import Operation, Program
 from smp_tf.runtime.pinning import Pinned
 from smp_tf.transport.engine import Engine
@@ -140,18 +140,25 @@ class GpuLinks:
 
 
 def open_links(
-    engine: Engine, messages: Messages, rank: int, gpus: Sequence[Pinned]
+    engine: Engine,
+    messages: Messages,
+    rank: int,
+    gpus: Sequence[Pinned],
+    one_host: bool,
 ) -> GpuLinks:
     """Find out who can send to whom. Every rank of the job must call it.
 
     Args:
         gpus: of all ranks.
+        one_host: all ranks are on the same host.
 
     Raises:
         TransportError: a rank failed, or did not come within timeout_s.
     """
     if all(gpu.ordinal is None for gpu in gpus):
         return GpuLinks()
+    if one_host:
+        keep_nccl_on_host()
     cards = messages.allgather(_card(engine, gpus[rank]), CommGroup.WORLD)
     for peer, card in enumerate(cards[rank + 1 :], rank + 1):
         why_not = why_not_nccl(cards[rank], card)

@@ -196,7 +196,7 @@ def _join_others(
         engine.start()
         messages = Messages(engine, topology, launch.rank, job_id, config.timeout_s)
         clock = align(messages, launch.rank, [hello["clock"] for hello in hellos])
-        links = open_links(engine, messages, launch.rank, gpus)
+        links = open_links(engine, messages, launch.rank, gpus, one_host)
     except BaseException:
         engine.close(0.0)
         raise

@@ -12,6 +12,7 @@ from smp_tf.launch import (
     controller,
     environment,
     gpus_are_hidden,
+    keep_nccl_on_host,
     launch,
     network_interface,
     threads_requested,
@@ -140,6 +141,17 @@ def test_hidden_gpus(value, hidden, monkeypatch):
     if value is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert gpus_are_hidden() is hidden
+
+
+def test_nccl_listens_on_loopback_unless_the_user_says_otherwise(monkeypatch):
+    set_all(monkeypatch, {"NCCL_SOCKET_IFNAME": "x", "NCCL_RAS_ENABLE": "x"})
+    keep_nccl_on_host()
+    assert os.environ["NCCL_SOCKET_IFNAME"] == os.environ["NCCL_RAS_ENABLE"] == "x"
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME")
+    monkeypatch.delenv("NCCL_RAS_ENABLE")
+    keep_nccl_on_host()
+    assert os.environ["NCCL_SOCKET_IFNAME"] == "=lo"
+    assert os.environ["NCCL_RAS_ENABLE"] == "0"
 
 
 def test_thread_counts(monkeypatch):

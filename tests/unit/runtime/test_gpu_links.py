@@ -7,7 +7,9 @@ import pytest
 
 from smp_tf.plan.graph import TensorSpec
 from smp_tf.plan.program import Channel, Instruction, Operation, Program
-from smp_tf.runtime.gpu_links import Card, GpuLinks, why_not_nccl
+from smp_tf.runtime.gpu_links import Card, GpuLinks, open_links, why_not_nccl
+from smp_tf.runtime.pinning import Pinned
+from smp_tf.transport import nccl
 from smp_tf.transport.messages import CommGroup
 
 PLAIN = Card(version="2.30.3", gpu="GPU-a")
@@ -168,3 +170,33 @@ def test_a_group_adds_up_by_nccl_only_if_all_of_it_can():
     assert links.group_for_sums(CommGroup.WORLD) is None  # rank 0 has no GPU
     assert [links.group_for_sums(CommGroup.DP_GROUP) for _ in range(2)] == [7, 7]
     assert end.connected == [([1, 2], b"id")]
+
+
+class Pair:
+    """The engine and the messages of rank 0 of two that are alike."""
+
+    def open_gpu(self, ordinal: int) -> None:
+        pass
+
+    def allgather(self, value: object, group: CommGroup) -> list[object]:
+        return [value] * 2
+
+
+def links_of_a_pair(monkeypatch, version: str, one_host: bool = False) -> GpuLinks:
+    """Both on one GPU, whose owner wants it to be shared."""
+    monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")
+    found = nccl.NcclLibrary(version, "libnccl.so.2", "")
+    monkeypatch.setattr(nccl, "found", lambda: found)
+    return open_links(
+        Pair(), Pair(), 0, [Pinned(0, "GPU-a")] * 2, one_host  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("one_host", [True, False])
+def test_nccl_stays_on_the_host_if_all_ranks_do(one_host, monkeypatch):
+    kept = []
+    monkeypatch.setattr(
+        "smp_tf.runtime.gpu_links.keep_nccl_on_host", lambda: kept.append(True)
+    )
+    links_of_a_pair(monkeypatch, "2.30.3", one_host)
+    assert kept == [True] * one_host
