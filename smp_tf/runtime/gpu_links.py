@@ -200,4 +200,11 @@ def _card(engine: Engine, gpu: Pinned) -> Card:
         engine.open_gpu(gpu.ordinal)
     except TransportError as error:
         return Card(gpu=gpu.uuid, why_not=str(error))
-    return Card(library.version, gpu.uuid, shares=nccl_shares_gpus())
+    shares = nccl_shares_gpus() and _is_new(library.version)
+    return Card(library.version, gpu.uuid, shares=shares)
+
+
+def _is_new(version: str) -> bool:
+    """Whether an NCCL heeds the variable; an older one refuses a second rank."""
+    major, minor = version.split(".")[:2]
+    return (int(major), int(minor)) >= (2, 30)

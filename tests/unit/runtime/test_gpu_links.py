@@ -192,6 +192,14 @@ def links_of_a_pair(monkeypatch, version: str, one_host: bool = False) -> GpuLin
     )
 
 
+@pytest.mark.parametrize(
+    ("version", "shares"), [("2.29.7", False), ("2.30.3", True), ("3.0.0", True)]
+)
+def test_the_variable_alone_does_not_share_a_gpu(version, shares, monkeypatch):
+    links = links_of_a_pair(monkeypatch, version)
+    assert (links.why_not_nccl(1) == "") == shares
+
+
 @pytest.mark.parametrize("one_host", [True, False])
 def test_nccl_stays_on_the_host_if_all_ranks_do(one_host, monkeypatch):
     kept = []
