@@ -53,7 +53,11 @@ absl::Status Post(OpKernelContext* context, const std::shared_ptr<Job>& job,
         TensorShape shape;
         absl::Status error = ShapeOf(attributes, *header, ticket->Describe(), &shape);
         if (error.ok()) {
-          *arrival = Tensor(allocator, attributes.dtype, shape);
+          // On the thread that all messages over the host need: where there is no
+          // memory, they must not wait until there is some.
+          const tensorflow::AllocationAttributes at_once(
+              /*retry_on_failure=*/false, /*allocation_will_be_logged=*/false, nullptr);
+          *arrival = Tensor(allocator, attributes.dtype, shape, at_once);
           if (!arrival->IsInitialized() && shape.num_elements() > 0) {
             error = absl::ResourceExhaustedError(
                 "no memory for a tensor that arrives; shape=" + shape.DebugString() +
