@@ -18,7 +18,6 @@ namespace smp {
 
 using CudaResult = int;  // CUresult
 constexpr CudaResult kCudaSuccess = 0;
-constexpr CudaResult kCudaDeinitialized = 4;  // the process is ending
 constexpr CudaResult kCudaNotReady = 600;
 
 using CudaDevice = int;                     // CUdevice

@@ -55,7 +55,6 @@ SAME_SIZE(smp::CudaEvent, CUevent);
 SAME_SIZE(smp::CudaUuid, CUuuid);
 static_assert(std::is_same_v<smp::CudaAddress, CUdeviceptr>);
 SAME_NUMBER(smp::kCudaSuccess, CUDA_SUCCESS);
-SAME_NUMBER(smp::kCudaDeinitialized, CUDA_ERROR_DEINITIALIZED);
 SAME_NUMBER(smp::kCudaNotReady, CUDA_ERROR_NOT_READY);
 SAME_NUMBER(smp::kCudaStreamNonBlocking, CU_STREAM_NON_BLOCKING);
 SAME_NUMBER(smp::kCudaEventDisableTiming, CU_EVENT_DISABLE_TIMING);
