@@ -39,12 +39,15 @@ void OrderAndGroups(Process& self) {
   GpuSide gpu(self, machine);
   const auto bytes = [](int i) { return static_cast<size_t>(i % 9) * i * 997; };
   std::vector<Ending> endings;
-  std::vector<Buffer> in;
+  std::vector<Buffer> out, in;
+  // All of them before the first send, which Write would wait for.
   for (int i = 0; i < kCount; ++i) {
-    const Buffer out = gpu.Allocate(bytes(i));
-    gpu.Write(out, Pattern(bytes(i), i + self.rank));
-    endings.push_back(gpu.Send(out, (i + 1) % 4 != 0));
+    out.push_back(gpu.Allocate(bytes(i)));
+    gpu.Write(out[i], Pattern(bytes(i), i + self.rank));
     in.push_back(gpu.Allocate(bytes(i)));
+  }
+  for (int i = 0; i < kCount; ++i) {
+    endings.push_back(gpu.Send(out[i], (i + 1) % 4 != 0));
   }
   for (int i = 0; i < kCount; ++i) {
     endings.push_back(gpu.Recv(in[i], (i + 1) % (self.rank == 0 ? 3 : 5) != 0));

@@ -80,6 +80,7 @@ GpuSide::GpuSide(Process& process, const Machine& machine)
       device_(std::make_shared<GpuDevice>(&cuda_)) {
   CHECK_EQ(cuda_.why_not, "");
   CHECK_EQ(nccl_.why_not, "");
+  Find(machine.cuda_file, "cuCtxSynchronize", &more_.CtxSynchronize);
   Find(machine.cuda_file, "cuStreamSynchronize", &more_.StreamSynchronize);
   Find(machine.cuda_file, "cuMemcpyHtoD_v2", &more_.MemcpyHtoD);
   Find(machine.cuda_file, "cuMemcpyDtoH_v2", &more_.MemcpyDtoH);
@@ -132,6 +133,9 @@ void GpuSide::Write(const Buffer& to, const std::string& text) {
   Check(more_.MemcpyHtoD(reinterpret_cast<CudaAddress>(to.data), text.data(),
                          text.size()),
         "cuMemcpyHtoD");
+  // It returns when the text is copied, and the device may not have all of it yet:
+  // other streams than the default one do not wait for that.
+  Check(more_.CtxSynchronize(), "cuCtxSynchronize");
 }
 
 std::string GpuSide::Read(const Buffer& from) {

@@ -17,6 +17,7 @@ using Way = NcclLane::Way;
 
 // Of CUDA's driver, what the transport does not need.
 struct MoreCuda {
+  CudaResult (*CtxSynchronize)() = nullptr;
   CudaResult (*StreamSynchronize)(CudaStream) = nullptr;
   CudaResult (*MemcpyHtoD)(CudaAddress, const void* from, size_t bytes) = nullptr;
   CudaResult (*MemcpyDtoH)(void* to, CudaAddress, size_t bytes) = nullptr;
@@ -59,7 +60,7 @@ class GpuSide {
   ~GpuSide();
 
   Buffer Allocate(size_t bytes);  // freed with its last owner
-  void Write(const Buffer& to, const std::string& text);
+  void Write(const Buffer& to, const std::string& text);  // waits for the whole device
   std::string Read(const Buffer& from);
 
   Ending Send(const Buffer& buffer, bool more = false, uint64_t* id = nullptr);

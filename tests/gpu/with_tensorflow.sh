@@ -3,16 +3,22 @@
 # them if there is only one; run.sh calls it where TensorFlow can use a GPU.
 #
 #   usage: PYTHON=... NCCL_LIBRARY=.../libnccl.so.2 tests/gpu/with_tensorflow.sh
+#
+# Exit status: 0 all is well, 1 a test failed, 3 nothing was run, and why.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 needs="horovod pytest pytest_timeout tf_keras libucx sklearn scipy hypothesis psutil"
+lacks=""
 for name in $needs; do
-  "$PYTHON" -c "import importlib.util as u, sys; sys.exit(not u.find_spec('$name'))" || {
-    echo "     no conformance tests: this Python has no $name (make setup installs it)"
-    exit 0
-  }
+  "$PYTHON" -c "import importlib.util as u, sys; sys.exit(not u.find_spec('$name'))" ||
+    lacks="$lacks $name"
 done
+[ -z "$lacks" ] || {
+  echo "not run: the conformance tests and the example; $PYTHON lacks$lacks" \
+    "(make setup installs them)"
+  exit 3
+}
 "$PYTHON" setup.py -q build_ext --inplace
 
 export LD_LIBRARY_PATH="$(dirname "$NCCL_LIBRARY")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"

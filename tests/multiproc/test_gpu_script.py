@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "gpu" / "run.sh"
+WITH_TENSORFLOW = SCRIPT.with_name("with_tensorflow.sh")
 SECONDS = 300  # compiles a dozen files
 
 
@@ -39,3 +40,17 @@ def test_refuses_what_it_does_not_know():
     done = run("--slow")
     assert (done.returncode, done.stdout) == (2, "")
     assert "usage: " in done.stderr
+
+
+def test_says_what_is_not_run(tmp_path, monkeypatch):
+    """With a Python that has none of what the tests need."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("PYTHON", str(python))
+    done = subprocess.run([str(WITH_TENSORFLOW)], capture_output=True, text=True)
+    assert done.returncode == 3
+    assert re.fullmatch(
+        r"not run: the conformance tests [^\n]+ lacks horovod pytest [^\n]+\n",
+        done.stdout,
+    ), done.stdout
