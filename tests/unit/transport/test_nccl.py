@@ -45,3 +45,6 @@ def test_kernels_for_gpus_are_in_the_library():
     for name in ("SmpSendPost", "SmpRecvPost", "SmpRecvWait"):
         found = kernels.get_registered_kernels_for_op(name).kernel
         assert {each.device_type for each in found} == {"CPU", "GPU"}
+    for name in ("SmpSumPost", "SmpSumWait"):
+        found = kernels.get_registered_kernels_for_op(name).kernel
+        assert {each.device_type for each in found} == {"GPU"}
