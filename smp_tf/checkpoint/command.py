@@ -84,15 +84,18 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from smp_tf.checkpoint.saved import find, saves_in
+    from smp_tf.checkpoint.saved import find, lost_in, saves_in, whole_in
     from smp_tf.checkpoint.verifying import verify
 
-    saves = (
-        [find(options.directory, options.prefix)]
-        if options.prefix
-        else saves_in(options.directory)
-    )
-    is_damaged = False
+    lost: dict[str, str] = {}
+    if options.prefix:
+        saves = [find(options.directory, options.prefix)]
+    else:
+        lost = lost_in(options.directory)
+        saves = (whole_in if lost else saves_in)(options.directory)
+    for name, text in lost.items():
+        print(f"{name}: broken\n  {text}")
+    is_damaged = bool(lost)
     for save in saves:
         found = verify(save)
         print(f"{save.name}: {'damaged' if found else 'whole'}")

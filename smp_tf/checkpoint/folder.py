@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+import shutil
 
 import tensorflow as tf
 
@@ -14,32 +14,37 @@ from smp_tf.errors import ConfigError
 
 _PART = re.compile(r"mp_rank_(\d+)$")
 
+_ENDINGS = (
+    r"(_parts|\.(index|data-\d+-of-\d+)(\.tempstate.*)?|\.manifest\.json(\.new)?"
+    r"|\.rank_\d+\.(json(\.new)?|iterators[._].*))"
+)
+"""Of all files of a save. Those of ``ckpt-2.5-1`` are none of ``ckpt-2``."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """A manifest in the folder of one part.
+    """What the folder of one part has of a save.
 
     Attributes:
-        committed: the folder's ``checkpoint`` file names the save: once it was whole.
+        place: in the folder's ``checkpoint`` file, which names saves that were whole,
+            in their order; -1 if it does not name this one.
+        has_files: besides its name in that file.
         mp_size: the number of parts; 0 if the manifest is gone or cannot be read.
     """
 
     number: int
     part: int
-    committed: bool
+    place: int = -1
+    has_files: bool = True
     save_id: str = ""
     order: int = -1
     mp_size: int = 0
     error: str = ""
 
-
-@dataclasses.dataclass(frozen=True)
-class Save:
-    """A save, as all ranks together see it."""
-
-    number: int
-    order: int
-    save_id: str
+    @property
+    def is_committed(self) -> bool:
+        """Whether it was whole once."""
+        return self.place >= 0
 
 
 class Folder:
@@ -47,7 +52,7 @@ class Folder:
 
     def __init__(self, directory: str, name: str) -> None:
         self.directory, self.name = pathlib.Path(directory), name
-        self._number = re.compile(rf"{re.escape(name)}-(\d+)[._]")
+        self._number = re.compile(rf"{re.escape(name)}-(\d+){_ENDINGS}$")
 
     def part(self, mp_rank: int) -> pathlib.Path:
         return self.directory / f"mp_rank_{mp_rank}"
@@ -79,35 +84,43 @@ class Folder:
         """What is known of all saves that this process sees."""
         found = []
         for part in self.parts():
-            committed = self._committed(part)
-            for number in sorted({*self.numbers(part), *committed}):
-                is_committed = number in committed
-                found.append(self._seen(part, number, is_committed))
+            committed, numbers = self.committed(part), self.numbers(part)
+            for number in sorted({*numbers, *committed}):
+                place = committed.index(number) if number in committed else -1
+                seen = Seen(number, part, place, number in numbers)
+                found.append(self._with_manifest(seen))
         return found
 
-    def _seen(self, part: int, number: int, committed: bool) -> Seen:
+    def _with_manifest(self, seen: Seen) -> Seen:
         try:
-            manifest = manifest_lib.read(self.manifest_path(part, number))
+            manifest = manifest_lib.read(self.manifest_path(seen.part, seen.number))
         except FileNotFoundError:
-            return Seen(number, part, committed)
+            return seen
         except ConfigError as error:
-            return Seen(number, part, committed, error=str(error))
-        return Seen(
-            number,
-            part,
-            committed,
-            manifest.save_id,
-            manifest.order,
-            manifest.layout.mp_size,
+            return dataclasses.replace(seen, error=str(error))
+        return dataclasses.replace(
+            seen,
+            save_id=manifest.save_id,
+            order=manifest.order,
+            mp_size=manifest.layout.mp_size,
         )
 
-    def _committed(self, part: int) -> list[int]:
+    def committed(self, part: int) -> list[int]:
+        """Of the saves that were whole once, in their order."""
+        beginning = f"{self.name}-"
+        found = [
+            name.removeprefix(beginning)
+            for name in self.declared(part)
+            if name.startswith(beginning)
+        ]
+        return [int(number) for number in found if number.isdecimal()]
+
+    def declared(self, part: int) -> list[str]:
+        """All names in the ``checkpoint`` file of a part."""
         state = tf.train.get_checkpoint_state(str(self.part(part)))
         if state is None:
             return []
-        names = (pathlib.Path(p).name for p in state.all_model_checkpoint_paths)
-        found = (self._number.match(f"{name}.") for name in names)
-        return [int(match[1]) for match in found if match]
+        return [pathlib.Path(p).name for p in state.all_model_checkpoint_paths]
 
     def manifest(self, number: int) -> Manifest | None:
         """Of a save, from any part that is here."""
@@ -118,66 +131,30 @@ class Folder:
         return None
 
     def declare(self, part: int, numbers: list[int]) -> None:
-        """Write the ``checkpoint`` file of a part; the last number is the latest."""
-        if not numbers:
-            (self.part(part) / "checkpoint").unlink(missing_ok=True)
-            return
-        names = [json.dumps(f"{self.name}-{number}") for number in numbers]
-        lines = [f"model_checkpoint_path: {names[-1]}"]
-        lines += [f"all_model_checkpoint_paths: {name}" for name in names]
+        """Write the ``checkpoint`` file of a part; the last number is the latest. What
+        is there by other names stays."""
+        own = {f"{self.name}-{number}" for number in self.committed(part)}
+        names = [name for name in self.declared(part) if name not in own]
+        names += [f"{self.name}-{number}" for number in numbers]
         path = self.part(part) / "checkpoint"
+        if not names:
+            path.unlink(missing_ok=True)
+            return
+        texts = [json.dumps(name) for name in names]
+        lines = [f"model_checkpoint_path: {texts[-1]}"]
+        lines += [f"all_model_checkpoint_paths: {text}" for text in texts]
         manifest_lib.write_text(path, "\n".join(lines) + "\n")
 
     def remove(self, part: int, number: int) -> None:
         """Remove a save of a part, beginning with what makes it whole."""
         self.manifest_path(part, number).unlink(missing_ok=True)
-        prefix = self.prefix(part, number)
-        for path in sorted(prefix.parent.glob(f"{_escaped(prefix.name)}[._]*")):
+        if not self.part(part).is_dir():
+            return
+        for path in sorted(self.part(part).iterdir()):
+            match = self._number.match(path.name)
+            if match is None or int(match[1]) != number:
+                continue
             if path.is_dir():
-                for each in path.iterdir():
-                    each.unlink()
-                path.rmdir()
+                shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([\[\]*?])", r"[\1]", text)
-
-
-def whole_saves(seen: Iterable[Seen]) -> list[Save]:
-    """The whole ones, the latest last."""
-    parts = _parts_of(seen)
-    found = [
-        Save(number, any_part.order, save_id)
-        for (number, save_id), by_part in parts.items()
-        for any_part in [next(iter(by_part.values()))]
-        if save_id and set(range(any_part.mp_size)) <= by_part.keys()
-    ]
-    return sorted(found, key=lambda save: save.order)
-
-
-def _parts_of(seen: Iterable[Seen]) -> Mapping[tuple[int, str], dict[int, Seen]]:
-    parts: dict[tuple[int, str], dict[int, Seen]] = {}
-    for each in seen:
-        parts.setdefault((each.number, each.save_id), {})[each.part] = each
-    return parts
-
-
-def why_not_whole(folder: Folder, seen: Iterable[Seen], number: int) -> str:
-    """What is wrong with a save that is not whole: an error text."""
-    known = [each for each in seen if each.number == number]
-    where = f"directory={str(folder.directory)!r} checkpoint={folder.name}-{number}"
-    for each in known:
-        if each.error:
-            return each.error
-    sizes = {each.mp_size for each in known if each.mp_size}
-    if not sizes:
-        return f"there is no such checkpoint: {where}"
-    have = {each.part for each in known if each.save_id}
-    gone = [part for part in range(max(sizes)) if part not in have]
-    files = [str(folder.manifest_path(part, number)) for part in gone]
-    return (
-        f"parts of a checkpoint are missing: {where} missing={files}; bring them back"
-        " from a copy, or restore another checkpoint by its restore_prefix"
-    )

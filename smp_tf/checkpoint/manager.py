@@ -5,7 +5,8 @@ import re
 from typing import Any
 
 from smp_tf.checkpoint import rank_state
-from smp_tf.checkpoint.folder import Folder, Save, Seen, whole_saves, why_not_whole
+from smp_tf.checkpoint.choosing import chosen, whole_saves
+from smp_tf.checkpoint.folder import Folder, Seen
 from smp_tf.checkpoint.names import Contents, contents_of
 from smp_tf.checkpoint.reading import Files, same_manifest
 from smp_tf.checkpoint.restoring import Restoring, Values
@@ -188,6 +189,7 @@ class CheckpointManager:
         if saving is not None:
             session.call_no_more(self._wait_at_exit)
             self._saves = saving.commit(self._max_to_keep)
+            saving.clean_up(self._saves)
 
     def _wait_at_exit(self) -> None:
         try:
@@ -220,7 +222,7 @@ class CheckpointManager:
         folder, number = self._named(restore_prefix)
         found = everywhere(f"restore({restore_prefix or ''})", folder.scan)
         seen = [each for every in found for each in every]
-        save = _chosen(folder, seen, number)
+        save = chosen(folder, seen, number)
         if save is None:
             return None
         manifests = everywhere(
@@ -284,27 +286,6 @@ class CheckpointManager:
 def _take_over_graphs(states: list[rank_state.RandomStates]) -> None:
     for each in states:
         each.take_over_graphs()
-
-
-def _chosen(folder: Folder, seen: list[Seen], number: int | None) -> Save | None:
-    """The save to be restored: the one with the number, or the latest.
-
-    Raises:
-        ConfigError: it is not whole, or was whole once and is no more.
-    """
-    whole = whole_saves(seen)
-    by_number = {save.number: save for save in whole}
-    if number is None:
-        # What was whole is in the `checkpoint` files: an interrupted save is not.
-        once = {each.number for each in seen if each.committed}
-        lost = sorted(once - by_number.keys())
-        latest = whole[-1] if whole else None
-        if not lost or (latest is not None and latest.number > lost[-1]):
-            return latest
-        number = lost[-1]
-    if number in by_number:
-        return by_number[number]
-    raise ConfigError(why_not_whole(folder, seen, number))
 
 
 def _check_arguments(

@@ -3,10 +3,15 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
 from typing import Any
 
-from smp_tf.checkpoint.folder import Folder, whole_saves, why_not_whole
+from smp_tf.checkpoint.choosing import (
+    chosen,
+    lost_numbers,
+    whole_saves,
+    why_not_whole,
+)
+from smp_tf.checkpoint.folder import Folder
 from smp_tf.checkpoint.manifest import ENDING, Manifest
 from smp_tf.checkpoint.restoring import Values
 from smp_tf.errors import ConfigError
@@ -53,21 +58,37 @@ def saves_in(directory: Any, checkpoint_name: str | None = None) -> list[Saved]:
     Raises:
         ConfigError: there is no such directory, or it has none.
     """
-    path = pathlib.Path(directory)
-    names = [checkpoint_name] if checkpoint_name else _names(path)
+    found = whole_in(directory, checkpoint_name)
+    if not found:
+        raise ConfigError(
+            f"there is no whole checkpoint: directory={str(directory)!r}"
+            f"{_told_parts(directory)}; it is the directory that was given to"
+            " smp.CheckpointManager, with the mp_rank_.. folders of all hosts in it"
+        )
+    return found
+
+
+def whole_in(directory: Any, checkpoint_name: str | None = None) -> list[Saved]:
+    """As ``saves_in``; [] if there are none."""
     found = []
-    for name in names:
-        folder = Folder(str(path), name)
+    for name in [checkpoint_name] if checkpoint_name else _names(directory):
+        folder = Folder(str(directory), name)
         for save in whole_saves(folder.scan()):
             manifest = folder.manifest(save.number)
             if manifest is not None:
                 found.append(Saved(folder, manifest))
-    if not found:
-        raise ConfigError(
-            f"there is no whole checkpoint: directory={str(path)!r}"
-            f"{_told_parts(path)}; it is the directory that was given to"
-            " smp.CheckpointManager, with the mp_rank_.. folders of all hosts in it"
-        )
+    return found
+
+
+def lost_in(directory: Any) -> dict[str, str]:
+    """Saves of a directory that were whole once, or may be, and are not as it is seen
+    from here: name -> why."""
+    found = {}
+    for name in _names(directory):
+        folder = Folder(str(directory), name)
+        seen = folder.scan()
+        for number in sorted(lost_numbers(seen)):
+            found[f"{name}-{number}"] = why_not_whole(folder, seen, number)
     return found
 
 
@@ -79,39 +100,49 @@ def find(directory: Any, prefix: str | None = None) -> Saved:
 
     Raises:
         ConfigError: there is no such save, parts of it are missing, or there are saves
-            of several names to choose from.
+            of several names to choose from. That the latest is broken is no reason to
+            take an older one.
     """
     if prefix is None:
-        found = saves_in(directory)
-        names = {saved.folder.name for saved in found}
-        if len(names) > 1:
-            latest = {saved.folder.name: saved.name for saved in found}
+        name, number = _only_name(directory), None
+    else:
+        match = _PREFIX.match(pathlib.PurePath(prefix).name)
+        if match is None:
             raise ConfigError(
-                "there are checkpoints of several names:"
-                f" directory={str(directory)!r}; choose one of"
-                f" {sorted(latest.values())} by its prefix"
+                "a prefix is the name of a checkpoint with its number: such as ckpt-3:"
+                f" prefix={prefix!r}"
             )
-        return found[-1]
-    match = _PREFIX.match(pathlib.PurePath(prefix).name)
-    if match is None:
-        raise ConfigError(
-            "a prefix is the name of a checkpoint with its number: such as ckpt-3:"
-            f" prefix={prefix!r}"
-        )
-    folder, number = Folder(str(directory), match["name"]), int(match["number"])
-    seen = folder.scan()
-    if number not in [save.number for save in whole_saves(seen)]:
-        raise ConfigError(why_not_whole(folder, seen, number))
-    manifest = folder.manifest(number)
+        name, number = match["name"], int(match["number"])
+    folder = Folder(str(directory), name)
+    save = chosen(folder, folder.scan(), number)
+    if save is None:
+        return saves_in(directory, name)[-1]  # raises
+    manifest = folder.manifest(save.number)
     assert manifest is not None
     return Saved(folder, manifest)
 
 
-def _names(directory: pathlib.Path) -> Sequence[str]:
-    found = (_MANIFEST.match(each.name) for each in directory.glob("mp_rank_*/*"))
-    return sorted({match["name"] for match in found if match})
+def _only_name(directory: Any) -> str:
+    latest = {each.folder.name: each.name for each in whole_in(directory)}
+    for name in lost_in(directory):
+        latest.setdefault(name.rpartition("-")[0], name)
+    if len(latest) > 1:
+        raise ConfigError(
+            f"there are checkpoints of several names: directory={str(directory)!r};"
+            f" choose one of {sorted(latest.values())} by its prefix"
+        )
+    return next(iter(latest), "ckpt")
 
 
-def _told_parts(directory: pathlib.Path) -> str:
+def _names(directory: Any) -> list[str]:
+    files = pathlib.Path(directory).glob("mp_rank_*/*")
+    matches = [_MANIFEST.match(each.name) for each in files]
+    folder = Folder(str(directory), "")
+    for part in folder.parts():
+        matches += map(_PREFIX.match, folder.declared(part))
+    return sorted({match["name"] for match in matches if match})
+
+
+def _told_parts(directory: Any) -> str:
     parts = Folder(str(directory), "").parts()
     return f" parts={parts}" if parts else ""

@@ -2,8 +2,8 @@
 
     prepare   all ranks: who has what; room for the files        messages
     write     each its files; on a thread if training goes on    none
-    commit    all files are there: manifests; then those of      messages
-              older saves go
+    commit    all files are there: manifests                     messages
+    clean up  files of saves that are no longer kept go          messages
 
 Whatever happens before the manifests are in all folders, the previous save stays the
 latest.
@@ -12,12 +12,13 @@ latest.
 import contextlib
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from smp_tf.checkpoint import manifest as manifest_lib
 from smp_tf.checkpoint import parts, rank_state
-from smp_tf.checkpoint.folder import Folder, Save, Seen, whole_saves
+from smp_tf.checkpoint.choosing import Save, lost_numbers, whole_saves
+from smp_tf.checkpoint.folder import Folder, Seen
 from smp_tf.checkpoint.manifest import File, Layout, Manifest
 from smp_tf.checkpoint.names import Contents, trained_names
 from smp_tf.checkpoint.restoring import Restoring
@@ -46,7 +47,7 @@ class Saving:
         restoring: the restore before, if any.
 
     Raises:
-        ConfigError: there is a whole checkpoint of this number.
+        ConfigError: there is a checkpoint of this number.
         SmpError: on every rank, what went wrong on any of them.
     """
 
@@ -69,10 +70,9 @@ class Saving:
 
         found = everywhere(f"save({'' if number is None else number})", own)
         self._save_id = found[0][0]
-        whole = whole_saves(each for _, seen, _ in found for each in seen)
-        self.number = _number_of(folder, whole, number)
-        self._order = whole[-1].order + 1 if whole else 0
-        self._whole = whole
+        self._seen = [each for _, seen, _ in found for each in seen]
+        self.number = _number_of(folder, self._seen, number)
+        self._order = max((each.order for each in self._seen), default=-1) + 1
         self._prefix = folder.prefix(session.mp_rank(), self.number)
         self._parts = parts.divide([each for _, _, each in found])
         if restoring is not None:
@@ -122,7 +122,7 @@ class Saving:
         self._error = self._error or error
 
     def commit(self, max_to_keep: int | None) -> list[Save]:
-        """Wait for the files, and make the save count; the whole saves that are left.
+        """Wait for the files, and make the save count; the whole saves to be kept.
 
         Raises:
             SmpError: on every rank, what went wrong on any of them; the previous save
@@ -132,23 +132,34 @@ class Saving:
             self._thread.join()
         try:
             files = everywhere("save: write", self._files)
-        except BaseException:
-            self._remove()
-            raise
-        manifest = self._manifest(files)
-        try:
+            manifest = self._manifest(files)
             everywhere("save: commit", lambda: self._write_manifest(manifest))
         except TransportError:
             # A rank failed in the middle of it. Others may have heard that the save is
             # whole, and remove the older ones: what is left of this one must stay.
             raise
-        except SmpError:  # all ranks have heard that it is not
+        except BaseException:  # all ranks have heard that it is not
             self._remove()
             raise
-        kept = [*self._whole, Save(self.number, self._order, self._save_id)]
-        kept = kept[-max_to_keep:] if max_to_keep else kept
-        everywhere("save: clean up", lambda: self._sweep({s.number: s for s in kept}))
-        return kept
+        whole = whole_saves(self._seen)
+        kept = [*whole, Save(self.number, self._order, self._save_id)]
+        return kept[-max_to_keep:] if max_to_keep else kept
+
+    def clean_up(self, kept: Collection[Save]) -> None:
+        """Remove the files of saves that are not kept, and of those that were never
+        whole. After ``commit``.
+
+        Raises:
+            SmpError: on every rank, what could not be removed on any of them. The save
+                counts nevertheless.
+        """
+        numbers = [save.number for save in kept]
+        lost = lost_numbers(self._seen)
+        gone = {each.number for each in self._seen} - lost - {*numbers}
+        # First all folders say which saves there are: what one of them names while it
+        # is gone from another was not removed by a clean-up that was interrupted.
+        everywhere("save: declare", lambda: self._declare(numbers, lost))
+        everywhere("save: clean up", lambda: self._sweep(gone))
 
     def _files(self) -> dict[str, File]:
         """This rank's files, by path in the directory."""
@@ -187,26 +198,43 @@ class Saving:
             with contextlib.suppress(OSError):
                 self._folder.remove(session.mp_rank(), self.number)
 
-    def _sweep(self, kept: Mapping[int, Save]) -> None:
-        """Say which saves there are, then remove the files of all others."""
-        for part in self._own_parts():
-            numbers = self._folder.numbers(part)
-            here = [
-                number
-                for number in kept
-                if self._folder.manifest_path(part, number).exists()
-            ]
-            self._folder.declare(part, here)
-            for number in numbers:
-                if number not in kept:
+    def _declare(self, numbers: list[int], lost: Collection[int]) -> None:
+        has_files = {each.number for each in self._seen if each.has_files}
+        with self._cleaning():
+            for part in self._own_parts():
+                before = self._folder.committed(part)
+                here = [n for n in before if n in lost and n in has_files]
+                here += [
+                    number
+                    for number in numbers
+                    if self._folder.manifest_path(part, number).exists()
+                ]
+                self._folder.declare(part, here)
+
+    def _sweep(self, gone: Collection[int]) -> None:
+        with self._cleaning():
+            for part in self._own_parts():
+                for number in sorted(gone):
                     self._folder.remove(part, number)
 
+    @contextlib.contextmanager
+    def _cleaning(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SmpError(
+                f"a checkpoint is whole: {self._folder.name}-{self.number}, but older"
+                f" ones cannot be removed: {error}; allow writing there: the next save"
+                " removes them"
+            ) from error
 
-def _number_of(folder: Folder, whole: list[Save], number: int | None) -> int:
-    numbers = [save.number for save in whole]
+
+def _number_of(folder: Folder, seen: Collection[Seen], number: int | None) -> int:
+    numbers = {save.number for save in whole_saves(seen)} | lost_numbers(seen)
     if number is None:
         return max(numbers, default=0) + 1
-    if number in numbers:
+    has_files = {each.number for each in seen if each.has_files}
+    if number in numbers & has_files:
         raise ConfigError(
             "a checkpoint is never overwritten, for a job that is killed meanwhile"
             f" would lose it: checkpoint_number={number}"
