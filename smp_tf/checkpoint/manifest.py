@@ -153,6 +153,14 @@ def write_text(path: pathlib.Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def make_folder(folder: pathlib.Path) -> None:
+    """Make a folder and those above it, to be there also after a loss of power."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
 def sync_folder(folder: pathlib.Path) -> None:
     """Wait until the names in a folder are on disk."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -83,7 +83,7 @@ class Saving:
         self._begin(variables, blocking)
 
     def _make_room(self) -> None:
-        self._prefix.parent.mkdir(parents=True, exist_ok=True)
+        manifest_lib.make_folder(self._prefix.parent)
         for part in self._own_parts():  # what a killed job has left
             self._folder.remove(part, self.number)
 

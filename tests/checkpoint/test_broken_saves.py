@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import smp_tf as smp
 from smp_tf.__main__ import main
+from smp_tf.checkpoint import manifest as manifest_lib
 from smp_tf.checkpoint.merging import merge
 from tests.unit.one_process import session
 
@@ -179,3 +180,14 @@ def test_a_clean_up_that_fails_is_told_as_such(
     assert [each[-6:] for each in manager.checkpoints] == ["ckpt-2"]
     manager.save()
     assert manifests(tmp_path) == ["ckpt-3"]
+
+
+def test_new_folders_are_written_into_those_above(
+    tmp_path: pathlib.Path, monkeypatch: Any
+) -> None:
+    synced, sync = [], manifest_lib.sync_folder
+    monkeypatch.setattr(
+        manifest_lib, "sync_folder", lambda each: (synced.append(each), sync(each))
+    )
+    manager_of(tmp_path / "a" / "b")[0].save()
+    assert {tmp_path, tmp_path / "a", tmp_path / "a" / "b"} <= {*synced}
