@@ -1,6 +1,6 @@
 """``smp.load_full_weights``: from a checkpoint in parts into a plain Keras model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -8,13 +8,16 @@ import tensorflow as tf
 from smp_tf.checkpoint import saved
 from smp_tf.checkpoint.manifest import Entry
 from smp_tf.checkpoint.names import names_of
-from smp_tf.checkpoint.object_graph import is_of_generator
+from smp_tf.checkpoint.object_graph import is_of_generator, is_slot
+from smp_tf.checkpoint.verifying import require_undamaged
 from smp_tf.errors import ConfigError
 
 _SHOWN = 5
 
 
-def load_full_weights(model: Any, directory: Any, prefix: str | None = None) -> str:
+def load_full_weights(
+    model: Any, directory: Any, prefix: str | None = None, root: str | None = None
+) -> str:
     """Load the weights of the whole model from a ``smp.CheckpointManager``'s directory.
 
         model = Net()
@@ -29,19 +32,24 @@ def load_full_weights(model: Any, directory: Any, prefix: str | None = None) -> 
             where it may be written on ``tf.keras.Model``.
         directory: with the ``mp_rank_..`` folders of all partitions.
         prefix: ``ckpt-3``; by default the latest.
+        root: the model's name in the job's ``tf.train.Checkpoint``, for a checkpoint of
+            several models; by default "model", or the only one that fits.
 
     Returns:
         The name of the checkpoint, ``ckpt-3``.
 
     Raises:
-        ConfigError: there is no such checkpoint, it is damaged, or its variables are
-            not those of the model. In the last case no variable was set.
+        ConfigError: there is no such checkpoint, it is damaged, its variables are not
+            those of the model, or are so under several names. No variable was set.
     """
     _require_built(model)
     found = saved.find(directory, prefix)
     variables = _own_names(model)
-    root = _root_of(variables, found.manifest.entries)
+    if root is None:
+        root = _root_of(variables, found)
     _require_alike(model, variables, root, found)
+    parts = {found.manifest.entries[f"{root}/{name}"].mp_rank for name in variables}
+    require_undamaged(found, parts)
     values = found.values()
     for name, variable in variables.items():
         variable.assign(values.read(f"{root}/{name}"))
@@ -59,15 +67,31 @@ def _own_names(model: Any) -> dict[str, Any]:
     }
 
 
-def _root_of(names: Iterable[str], entries: Mapping[str, Entry]) -> str:
-    """The path from the checkpoint to its model: that which fits most names."""
-    counts = {"model": 0}
-    for name in names:
-        for found in entries:
-            if found.endswith(f"/{name}"):
-                root = found.removesuffix(f"/{name}")
-                counts[root] = counts.get(root, 0) + 1
-    return max(counts, key=lambda root: counts[root])
+def _root_of(variables: Mapping[str, Any], found: saved.Saved) -> str:
+    """The path from the checkpoint to its model: that which fits most variables. What
+    an optimizer keeps for a variable looks the same, and is none of it."""
+    entries = found.manifest.entries
+    fits: dict[str, list[bool]] = {}
+    for name, variable in variables.items():
+        for path, entry in entries.items():
+            if path.endswith(f"/{name}") and not is_slot(path, entries):
+                root = path.removesuffix(f"/{name}")
+                fits.setdefault(root, []).append(_is_alike(variable, entry))
+    counts = {root: (len(each), sum(each)) for root, each in fits.items()}
+    most = max(counts.values(), default=None)
+    best = [root for root, count in counts.items() if count == most]
+    if "model" in best or not best:
+        return "model"
+    if len(best) > 1:
+        raise ConfigError(
+            f"several models of a checkpoint fit: {found.where()} roots={sorted(best)};"
+            " choose one: load_full_weights(model, directory, root=..)"
+        )
+    return best[0]
+
+
+def _is_alike(variable: Any, entry: Entry) -> bool:
+    return (entry.shape, entry.dtype) == (tuple(variable.shape), variable.dtype.name)
 
 
 def _require_built(model: Any) -> None:
@@ -89,13 +113,12 @@ def _require_alike(
     entries, wrong = found.manifest.entries, []
     for name, variable in variables.items():
         entry, path = entries.get(f"{root}/{name}"), f"variable={root}/{name}"
-        shape, dtype = tuple(variable.shape), variable.dtype.name
         if entry is None:
             wrong.append(f"{path} is not in the checkpoint")
-        elif (entry.shape, entry.dtype) != (shape, dtype):
+        elif not _is_alike(variable, entry):
             wrong.append(
-                f"{path} is {shape} {dtype}, in the checkpoint {entry.shape}"
-                f" {entry.dtype}"
+                f"{path} is {tuple(variable.shape)} {variable.dtype.name}, in the"
+                f" checkpoint {entry.shape} {entry.dtype}"
             )
     if wrong:
         more = f"; and {len(wrong) - _SHOWN} more" * (len(wrong) > _SHOWN)

@@ -39,6 +39,11 @@ def is_of_generator(name: str) -> bool:
     return "/_random_generator/" in f"/{name}/"
 
 
+def is_slot(name: str, known: Collection[str]) -> bool:
+    """Whether it is what an optimizer keeps for another of the known names."""
+    return _slot_of(name, known) is not None
+
+
 @dataclasses.dataclass(frozen=True)
 class _Slot:
     optimizer: str

@@ -3,12 +3,14 @@
 import dataclasses
 import pathlib
 import re
+from collections.abc import Collection
 
 import tensorflow as tf
 
 from smp_tf.checkpoint import manifest as manifest_lib
 from smp_tf.checkpoint.bundle import READ_ERRORS
 from smp_tf.checkpoint.saved import Saved
+from smp_tf.errors import ConfigError
 
 _OF_PART = re.compile(r"(?P<prefix>.*)\.(index|data-\d+-of-\d+)$")
 
@@ -27,10 +29,16 @@ class Damage:
     variables: tuple[str, ...] = ()
 
 
-def verify(save: Saved) -> list[Damage]:
-    """The files that are not as they were written; [] if all are."""
+def verify(save: Saved, parts: Collection[int] | None = None) -> list[Damage]:
+    """The files that are not as they were written; [] if all are.
+
+    Args:
+        parts: only the files with the variables of these.
+    """
     found = []
     for path, wanted in sorted(save.manifest.files.items()):
+        if parts is not None and not _is_in(save, path, parts):
+            continue
         on_disk = save.directory / path
         try:
             actual = manifest_lib.file_of(on_disk)
@@ -43,6 +51,25 @@ def verify(save: Saved) -> list[Damage]:
         elif actual != wanted:
             found.append(_damage(save, path, "wrong checksum"))
     return found
+
+
+def require_undamaged(save: Saved, parts: Collection[int]) -> None:
+    """Raises:
+    ConfigError: files with the variables of these parts are not as they were written.
+    """
+    for damage in verify(save, parts):
+        file = str(save.directory / damage.path)
+        raise ConfigError(
+            f"a file of a checkpoint is damaged: file={file!r} {damage.text}; damaged"
+            f" variables: {list(damage.variables[:5]) or 'unknown'}; take another"
+            " checkpoint by its prefix, or bring the file back from a copy"
+        )
+
+
+def _is_in(save: Saved, path: str, parts: Collection[int]) -> bool:
+    match = _OF_PART.match(path)
+    prefixes = [save.prefix(part) for part in parts]
+    return match is not None and save.directory / match["prefix"] in prefixes
 
 
 def _damage(save: Saved, path: str, text: str) -> Damage:
