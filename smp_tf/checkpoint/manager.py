@@ -250,8 +250,16 @@ class CheckpointManager:
             )
             if is_alike:
                 states.append(rank_state.RandomStates(own))
+                rank_state.check_iterators(own, self._contents().iterators)
 
         everywhere("restore: compare the variables", verify)
+        if is_alike:
+            # TensorFlow finds out only now whether they are of the same datasets.
+            iterators = self._contents().iterators
+            everywhere(
+                "restore: set the iterators",
+                lambda: rank_state.restore_iterators(own, iterators),
+            )
 
         def begin() -> None:
             if self._restoring is not None:
@@ -261,7 +269,6 @@ class CheckpointManager:
             now = self._contents()
             rank_state.take_over_counters(counters[0], now.models)
             if is_alike:
-                rank_state.restore_iterators(own, now.iterators)
                 states[0].take_over()
 
         everywhere("restore: set the variables", begin)

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from smp_tf.checkpoint import manifest, parts
+from smp_tf.checkpoint.bundle import text_of
 from smp_tf.errors import ConfigError
 from smp_tf.frontend.hooks.initial_values import RandomState
 from smp_tf.runtime.random_counters import counters_of
@@ -84,23 +85,49 @@ def files_of(prefix: pathlib.Path) -> list[pathlib.Path]:
     return [prefix.with_name(f"{prefix.name}.json"), *parts.files_of(each)]
 
 
+def check_iterators(prefix: pathlib.Path, iterators: Mapping[str, Any]) -> None:
+    """Raises:
+    ConfigError: the checkpoint has not as many iterators.
+    """
+    file = prefix.with_name(f"{prefix.name}.iterators")
+    if not iterators:
+        return
+    if not parts.files_of(file):
+        raise ConfigError(
+            "the checkpoint was saved without the states of iterators:"
+            f" iterators={sorted(iterators)} file={str(file)!r}; leave them out of"
+            " tf.train.Checkpoint to begin their datasets anew"
+        )
+    places = {
+        name.partition("/")[0]
+        for name, _ in tf.train.list_variables(str(file))
+        if name.startswith("iterator_")
+    }
+    if len(places) != len(iterators):
+        raise ConfigError(
+            f"the checkpoint has the states of {len(places)} iterators:"
+            f" iterators={sorted(iterators)} file={str(file)!r}; give"
+            " tf.train.Checkpoint those that were saved, or none"
+        )
+
+
 def restore_iterators(prefix: pathlib.Path, iterators: Mapping[str, Any]) -> None:
-    """Let the iterators go on where they were.
+    """Let the iterators go on where they were. After ``check_iterators``.
 
     Raises:
-        ConfigError: the checkpoint has not the same iterators.
-        tf.errors.OpError: they are of other datasets.
+        ConfigError: they are of other datasets.
     """
     if not iterators:
         return
-    each = prefix.with_name(f"{prefix.name}.iterators")
-    if not parts.files_of(each):
+    file = prefix.with_name(f"{prefix.name}.iterators")
+    try:
+        _checkpoint_of(iterators).read(str(file)).assert_consumed()
+    except (AssertionError, tf.errors.OpError) as error:
         raise ConfigError(
-            "the checkpoint was saved without the states of iterators:"
-            f" iterators={sorted(iterators)} file={str(each)!r}; leave them out of"
-            " tf.train.Checkpoint to begin their datasets anew"
-        )
-    _checkpoint_of(iterators).read(str(each)).assert_consumed()
+            "an iterator is of another dataset than that which was saved:"
+            f" iterators={sorted(iterators)} file={str(file)!r}: {text_of(error)};"
+            " leave it out of tf.train.Checkpoint to begin its dataset anew"
+        ) from error
 
 
 def of_replica(files: Iterable[str], dp_rank: int) -> list[tuple[int, int]]:

@@ -88,11 +88,20 @@ class Restoring:
         now = self._contents()
         for optimizer in now.optimizers.values():
             optimizer_slots.make_scalars(optimizer)
-        now = self._contents()
+        self._require_alike(self._contents())
+
+    def _require_alike(self, now: Contents, beginning: str = "") -> None:
+        """Of the variables with names that begin so."""
+        variables = {
+            name: variable
+            for name, variable in now.variables.items()
+            if name.startswith(beginning)
+        }
         wrong = [
-            *self._of_other_shape(now.variables),
-            *self._without_value(now.variables),
+            *self._of_other_shape(variables),
+            *self._without_value(variables),
             *self._without_variable(now),
+            *self._without_slot(now),
         ]
         if wrong:
             raise self._mismatch(wrong)
@@ -124,6 +133,20 @@ class Restoring:
             for name in sorted(self._left - now.variables.keys())
             if not name.startswith(later)
         ]
+
+    def _without_slot(self, now: Contents) -> list[str]:
+        """An optimizer that has some slots of a variable has all of them."""
+        wrong = []
+        for path in now.optimizers:
+            beginning = f"{path}/{names.SLOT}/"
+            own = [name for name in now.variables if name.startswith(beginning)]
+            have = {_of_slot(name, beginning) for name in own}
+            wrong += [
+                f"variable={name!r} of the checkpoint does not exist"
+                for name in sorted(self._left - now.variables.keys())
+                if name.startswith(beginning) and _of_slot(name, beginning) in have
+            ]
+        return wrong
 
     def _mismatch(self, wrong: list[str]) -> ConfigError:
         shown = "; ".join(wrong[:5]) + ("; .." if len(wrong) > 5 else "")
@@ -157,6 +180,7 @@ class Restoring:
         def made() -> bool:
             if not self._is_over:
                 self._set()
+                self._require_alike(self._contents(), f"{path}/")
             # A legacy one makes the slots of those variables that it updates.
             return self._is_over or not is_legacy or not _has_slots(path, self._left)
 
@@ -167,13 +191,7 @@ class Restoring:
         if self._is_over or _unplaced(now):
             return
         self._set()
-        wrong = [
-            *self._of_other_shape(now.variables),
-            *self._without_value(now.variables),
-            *self._without_variable(now),
-        ]
-        if wrong:
-            raise self._mismatch(wrong)
+        self._require_alike(now)
         self._when_placed()
 
     def _set(self) -> None:
@@ -227,6 +245,11 @@ def _unbuilt(now: Contents) -> list[str]:
 
 def _has_slots(path: str, variables: Collection[str]) -> bool:
     return any(name.startswith(f"{path}/{names.SLOT}/") for name in variables)
+
+
+def _of_slot(name: str, beginning: str) -> str:
+    """The variable that a slot belongs to."""
+    return name.removeprefix(beginning).partition("/")[2]
 
 
 def _too_early(waiting: list[str]) -> SmpError:
