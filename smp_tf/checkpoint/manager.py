@@ -147,7 +147,8 @@ class CheckpointManager:
             interval.
 
         Raises:
-            ConfigError: there is a checkpoint of this number.
+            ConfigError: on every rank: there is a checkpoint of this number, or the
+                ``tf.train.Checkpoint`` leads to what cannot be saved.
             SmpError: on every rank: a rank could not write, or variables wait for
                 their values since a restore. The earlier checkpoints are as they were.
             TransportError: a rank failed, or did not come within timeout_s.

@@ -15,6 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from smp_tf.errors import ConfigError
 from smp_tf.frontend.hooks import optimizer_slots, tracking
 
 SLOT = "slot"
@@ -32,6 +33,7 @@ class Contents:
         optimizers: path -> optimizer.
         models: path -> model that is partitioned by a step.
         iterators: path -> iterator of a dataset.
+        unsaved: path -> why what is there cannot be saved.
     """
 
     variables: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -39,6 +41,19 @@ class Contents:
     optimizers: dict[str, Any] = dataclasses.field(default_factory=dict)
     models: dict[str, Any] = dataclasses.field(default_factory=dict)
     iterators: dict[str, Any] = dataclasses.field(default_factory=dict)
+    unsaved: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def require_savable(self) -> None:
+        """Raises:
+        ConfigError: the checkpoint leads to what would be lost.
+        """
+        if self.unsaved:
+            told = "; ".join(f"{path}: {why}" for path, why in self.unsaved.items())
+            raise ConfigError(
+                "a checkpoint has variables, with what optimizers keep for them, and"
+                f" iterators: the rest cannot be saved: {told}; leave it out of"
+                " tf.train.Checkpoint, and put into it the models of its optimizers"
+            )
 
 
 def names_of(checkpoint: Any) -> dict[str, Any]:
@@ -69,8 +84,16 @@ def contents_of(checkpoint: Any) -> Contents:
             found.models[path] = each
         elif isinstance(each, tf.data.Iterator):
             found.iterators[path] = each
+        elif tracking.has_own_state(each):
+            found.unsaved[path] = f"a {type(each).__name__}"
     of_models = dict(found.variables)
     for path, optimizer in found.optimizers.items():
+        others = optimizer_slots.slots_of_others(optimizer, [*of_models.values()])
+        if others:
+            found.unsaved[path] = (
+                "an optimizer of variables that are not in the checkpoint:"
+                f" {others[:3]}"
+            )
         _add_optimizer(found.variables, names, path, optimizer, of_models)
     return found
 

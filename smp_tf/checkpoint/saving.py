@@ -47,7 +47,8 @@ class Saving:
         restoring: the restore before, if any.
 
     Raises:
-        ConfigError: there is a checkpoint of this number.
+        ConfigError: there is a checkpoint of this number, or something in the contents
+            cannot be saved.
         SmpError: on every rank, what went wrong on any of them.
     """
 
@@ -64,6 +65,7 @@ class Saving:
         variables = parts.here(contents.variables)
 
         def own() -> tuple[str, list[Seen], parts.Known]:
+            contents.require_savable()
             if restoring is not None:
                 restoring.require_placed()
             return uuid.uuid4().hex, folder.scan(), parts.known(variables)
@@ -245,4 +247,5 @@ def _number_of(folder: Folder, seen: Collection[Seen], number: int | None) -> in
 
 
 def _copied(value: Any) -> Any:
-    return None if value is None else value.copy()
+    """Bytes, the value of a text, do not change."""
+    return value.copy() if hasattr(value, "copy") else value

@@ -58,6 +58,24 @@ def slots_of(optimizer: Any, variables: list[Any]) -> Iterator[tuple[str, int, A
                     yield name, index, slots[place]
 
 
+def slots_of_others(optimizer: Any, variables: list[Any]) -> list[str]:
+    """Names of slots that ``slots_of`` leaves out: of variables that are not these."""
+    optimizer = inner_of(optimizer)
+    if isinstance(optimizer, _LEGACY_KINDS):
+        known = {legacy._var_key(variable) for variable in variables}
+        kept = [each for key, each in optimizer._slots.items() if key not in known]
+        return [slot.name for slots in kept for slot in slots.values()]
+    places = dict(getattr(optimizer, "_index_dict", {}))
+    for variable in variables:
+        places.pop(variable._unique_id, None)
+    return [
+        slots[place].name
+        for slots in lists_of(optimizer).values()
+        for place in sorted(places.values())
+        if place < len(slots) and isinstance(slots[place], tf.Variable)
+    ]
+
+
 def lists_of(optimizer: Any) -> dict[str, Any]:
     """The attributes of a new optimizer that have a slot for each variable."""
     optimizer = inner_of(optimizer)

@@ -70,8 +70,24 @@ def without_attributes(
 def generator_of(layer: Any) -> Any:
     """The tf.random.Generator of a Keras layer that draws numbers from one, which Keras
     keeps out of checkpoints; None if it has none, or not yet."""
-    found = getattr(vars(layer).get("_random_generator"), "_generator", None)
+    attributes = getattr(layer, "__dict__", {})  # a tuple, as tracked, has none
+    found = getattr(attributes.get("_random_generator"), "_generator", None)
     return found if isinstance(found, tf.random.Generator) else None
+
+
+def has_own_state(each: Any) -> bool:
+    """Whether a checkpoint of TensorFlow would have something of this object besides
+    variables: a hash table that is not empty, a PythonState and their like."""
+    if not isinstance(each, trackable.Trackable):
+        return False
+    own, common = type(each), trackable.Trackable
+    is_saved = any(
+        getattr(own, name) is not getattr(common, name)
+        for name in ("_serialize_to_tensors", "_gather_saveables_for_checkpoint")
+    )
+    # Keras counts in a table what a StringLookup sees while it adapts, and empties it.
+    is_table = isinstance(each, tf.lookup.experimental.MutableHashTable)
+    return is_saved and not (is_table and int(each.size()) == 0)
 
 
 def missing() -> str:
@@ -79,6 +95,11 @@ def missing() -> str:
     for name in ("_lookup_dependency", "_delete_tracking", "_track_trackable"):
         if not callable(getattr(tf.keras.Model, name, None)):
             return f"Trackable.{name}"
+    for name in ("_serialize_to_tensors", "_gather_saveables_for_checkpoint"):
+        if not callable(getattr(trackable.Trackable, name, None)):
+            return f"Trackable.{name}"
+    if "_serialize_to_tensors" not in vars(tf.lookup.experimental.MutableHashTable):
+        return "MutableHashTable._serialize_to_tensors"
     for name in ("_serialize_to_tensors", "_restore_from_tensors"):
         if not callable(getattr(tf.Variable, name, None)):
             return f"tf.Variable.{name}"
