@@ -10,12 +10,13 @@ A save is whole if the manifest with the same save_id is in the folders of all i
 parts. Manifests are written when everything else is on disk.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from smp_tf.errors import ConfigError
@@ -145,12 +146,23 @@ def write_text(path: pathlib.Path, text: str) -> None:
     """Write a file so that it is there as a whole or not at all, also after a loss of
     power."""
     new = path.with_name(f"{path.name}.new")
-    with new.open("w") as file:
+    with naming(new), new.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+    """An error of the disk inside names the file: of an open file it does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def make_folder(folder: pathlib.Path) -> None:
@@ -165,7 +177,8 @@ def sync_folder(folder: pathlib.Path) -> None:
     """Wait until the names in a folder are on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -173,7 +186,7 @@ def sync_folder(folder: pathlib.Path) -> None:
 def file_of(path: pathlib.Path) -> File:
     """Size and checksum of what is on disk."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return File(path.stat().st_size, digest.hexdigest())

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from smp_tf.checkpoint.bundle import bundle_writer
-from smp_tf.checkpoint.manifest import Entry
+from smp_tf.checkpoint.manifest import Entry, naming
 from smp_tf.checkpoint.together import attempt, portable
 from smp_tf.errors import SmpError
 from smp_tf.frontend.variables import owner_elsewhere, value_of
@@ -157,5 +157,5 @@ def files_of(prefix: pathlib.Path) -> list[pathlib.Path]:
 
 def sync(path: pathlib.Path) -> None:
     """Wait until a file is on disk."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         os.fsync(file.fileno())

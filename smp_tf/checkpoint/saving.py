@@ -225,9 +225,9 @@ class Saving:
             yield
         except OSError as error:
             raise SmpError(
-                f"a checkpoint is whole: {self._folder.name}-{self.number}, but older"
-                f" ones cannot be removed: {error}; allow writing there: the next save"
-                " removes them"
+                f"a checkpoint is whole: {self._folder.name}-{self.number}, but the"
+                f" clean-up after it failed: {error}; free space, or allow writing: the"
+                " next save does it"
             ) from error
 
 

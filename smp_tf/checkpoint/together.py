@@ -11,6 +11,19 @@ from smp_tf.runtime import session
 
 _Result = TypeVar("_Result")
 
+_REMEDY = (
+    "the earlier checkpoints are as they were: free space, or allow reading and"
+    " writing, and call it again"
+)
+
+_OF_DISKS = (
+    tf.errors.OutOfRangeError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnknownError,
+)
+"""What TensorFlow raises for a disk that is full, or that it must not write to."""
+
 
 def everywhere(call: str, function: Callable[[], _Result]) -> list[_Result]:
     """Run ``function``, which exchanges no messages, on every rank; what it returned,
@@ -51,13 +64,13 @@ def portable(error: Exception | None) -> tuple[bool, str] | None:
         return None
     if isinstance(error, SmpError):
         return isinstance(error, ConfigError), str(error)
-    if isinstance(error, tf.errors.OpError):
-        return False, text_of(error)
+    if isinstance(error, tf.errors.OpError):  # it names the file
+        remedy = f"; {_REMEDY}" if isinstance(error, _OF_DISKS) else ""
+        return False, f"{text_of(error)}{remedy}"
     if isinstance(error, OSError):
         return False, (
-            f"{type(error).__name__}: {error.strerror}: file={error.filename!r}; the"
-            " earlier checkpoints are as they were: free space, or allow reading and"
-            " writing, and call it again"
+            f"{type(error).__name__}: {error.strerror}: file={error.filename!r};"
+            f" {_REMEDY}"
         )
     return False, f"{type(error).__name__}: {error}"
 

@@ -175,7 +175,8 @@ def test_a_clean_up_that_fails_is_told_as_such(
         patch.setattr(type(manager._folder), "remove", lambda self, part, number: (
             refuse() if number == 1 else None
         ))
-        with pytest.raises(smp.SmpError, match="ckpt-2, but older.*ckpt-1.index"):
+        told = "ckpt-2, but the clean-up.*ckpt-1.index"
+        with pytest.raises(smp.SmpError, match=told):
             manager.save()
     assert [each[-6:] for each in manager.checkpoints] == ["ckpt-2"]
     manager.save()
