@@ -11,7 +11,7 @@ from smp_tf.checkpoint.names import Contents, contents_of
 from smp_tf.checkpoint.reading import Files, same_manifest
 from smp_tf.checkpoint.restoring import Restoring, Values
 from smp_tf.checkpoint.saving import Saving, layout
-from smp_tf.checkpoint.together import everywhere
+from smp_tf.checkpoint.together import everywhere, require_same
 from smp_tf.errors import ConfigError
 from smp_tf.runtime import session
 
@@ -52,7 +52,8 @@ class CheckpointManager:
             so much since the last one.
 
     Raises:
-        ConfigError: an argument is not as above.
+        ConfigError: on every rank: an argument is not as above, or not the same on all
+            ranks.
         TransportError: a rank failed, or did not come within timeout_s.
     """
 
@@ -66,9 +67,21 @@ class CheckpointManager:
         checkpoint_interval: int | None = None,
     ) -> None:
         session.current("CheckpointManager")
-        _check_arguments(
-            max_to_keep, checkpoint_name, step_counter, checkpoint_interval
-        )
+        arguments = {
+            "directory": str(directory),
+            "checkpoint_name": checkpoint_name,
+            "max_to_keep": max_to_keep,
+            "checkpoint_interval": checkpoint_interval,
+        }
+
+        def check() -> tuple[dict[str, Any], list[Seen]]:
+            _check_arguments(
+                max_to_keep, checkpoint_name, step_counter, checkpoint_interval
+            )
+            return arguments, Folder(str(directory), checkpoint_name).scan()
+
+        found = everywhere("CheckpointManager", check)
+        require_same("CheckpointManager", [each for each, _ in found])
         self._checkpoint = checkpoint
         self._folder = Folder(str(directory), checkpoint_name)
         self._max_to_keep, self._interval = max_to_keep, checkpoint_interval
@@ -76,12 +89,7 @@ class CheckpointManager:
         self._last_step: int | None = None
         self._saving: Saving | None = None
         self._restoring: Restoring | None = None
-        self._saves = whole_saves(self._scan("CheckpointManager"))
-
-    def _scan(self, call: str) -> list[Seen]:
-        """What all ranks see of the directory."""
-        found = everywhere(call, self._folder.scan)
-        return [seen for each in found for seen in each]
+        self._saves = whole_saves(each for _, seen in found for each in seen)
 
     def _contents(self) -> Contents:
         return contents_of(self._checkpoint)

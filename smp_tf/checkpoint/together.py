@@ -1,6 +1,6 @@
 """What all ranks do alike: one that fails makes all of them fail."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tensorflow as tf
@@ -44,6 +44,25 @@ def everywhere(call: str, function: Callable[[], _Result]) -> list[_Result]:
         )
     raise_first([each for _, _, each in found], error)
     return [each for _, each, _ in found]
+
+
+def require_same(call: str, found: Sequence[Mapping[str, Any]]) -> None:
+    """Of what ``everywhere`` returned, on every rank.
+
+    Raises:
+        ConfigError: an argument is not the same on all ranks; names each.
+    """
+    different = [
+        f"`{key}`: "
+        + ", ".join(f"rank {rank}: {each[key]!r}" for rank, each in enumerate(found))
+        for key in found[0]
+        if any(each[key] != found[0][key] for each in found)
+    ]
+    if different:
+        raise ConfigError(
+            f"the arguments of {call} differ between ranks: {'; '.join(different)};"
+            " give all ranks the same"
+        )
 
 
 def attempt(

@@ -95,6 +95,14 @@ def test_bad_input_is_named_on_every_rank(tmp_path: pathlib.Path) -> None:
     smp.barrier()
     with expect(smp.SmpError, "rank 1", "mp_rank_1"):
         smp.CheckpointManager(checkpoint, str(blocked)).save()
+    # Ranks that do not agree, or one that is wrong.
+    for options, text in (
+        ({"max_to_keep": 1 + smp.rank()}, "`max_to_keep`: rank 0: 1, rank 1: 2"),
+        ({"directory": f"{directory}{smp.rank()}"}, "`directory`: rank 0: .*saves0"),
+        ({"max_to_keep": smp.rank()}, "rank 0: `max_to_keep` is a number, at least 1"),
+    ):
+        with expect(smp.ConfigError, text):
+            smp.CheckpointManager(checkpoint, **{"directory": directory, **options})
     # Another model; another optimizer.
     other = net(smp.DistributedModel, width=13)
     wide = tf.train.Checkpoint(model=other)
