@@ -1,6 +1,5 @@
 """``smp.CheckpointManager``: saves and restores the whole model, in parts."""
 
-import logging
 import re
 from typing import Any
 
@@ -14,8 +13,6 @@ from smp_tf.checkpoint.saving import Saving, layout
 from smp_tf.checkpoint.together import everywhere, require_same
 from smp_tf.errors import ConfigError
 from smp_tf.runtime import session
-
-logger = logging.getLogger("smp_tf")
 
 _PREFIX = re.compile(r"^(?:(?P<directory>.*)/)?(?P<name>[^/]+)-(?P<number>\d+)$")
 _PART = re.compile(r"(^|/)mp_rank_\d+$")
@@ -146,8 +143,9 @@ class CheckpointManager:
             checkpoint_number: the n of ``ckpt-n``; by default the next one.
             blocking: False to return when the values are copied. The files are written
                 meanwhile; they count from the next call of this manager on, or
-                ``wait``, or ``smp.shutdown``, or the end of the script. What went wrong
-                is raised there.
+                ``wait``, or ``smp.shutdown``, which raise what went wrong. At the end
+                of the script it is logged, the exit code is 1, and ranks wait for each
+                other for 30 s only.
             check_interval: whether ``checkpoint_interval`` holds for this call.
 
         Returns:
@@ -178,7 +176,7 @@ class CheckpointManager:
         if blocking:
             self.wait()
         else:
-            session.call_last(self._wait_at_exit)
+            session.call_last(self.wait)
         return self._prefix(number)
 
     def _is_early(self, step: int | None) -> bool:
@@ -196,15 +194,9 @@ class CheckpointManager:
         """
         saving, self._saving = self._saving, None
         if saving is not None:
-            session.call_no_more(self._wait_at_exit)
+            session.call_no_more(self.wait)
             self._saves = saving.commit(self._max_to_keep)
             saving.clean_up(self._saves)
-
-    def _wait_at_exit(self) -> None:
-        try:
-            self.wait()
-        except Exception as error:
-            logger.error("the last checkpoint is not whole: %s", error)
 
     # --- restore
 

@@ -6,6 +6,8 @@ Everything here is public as ``smp.<name>`` and, but for ``init`` and
 
 import atexit
 import itertools
+import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,6 +32,8 @@ DP_RANK = RankType.DP_RANK
 PP_RANK = RankType.PP_RANK
 TP_RANK = RankType.TP_RANK
 RDP_RANK = RankType.RDP_RANK
+
+logger = logging.getLogger("smp_tf")
 
 _session: Session | None = None
 _epochs = itertools.count()  # of the calls of init; the same on all ranks
@@ -83,33 +87,79 @@ def shutdown() -> None:
     """End the session; wait until all ranks do. ``init`` may follow.
 
     At the end of a script it happens by itself. Nothing happens without a session.
+
+    Raises:
+        SmpError: a checkpoint that was still being written is not whole. The session
+            has ended nevertheless.
     """
     global _session
-    if _session is not None:
-        for function in _last[::-1]:
-            function()
-    _last.clear()
+    errors = _call_last_ones()
     session, _session = _session, None
     timeline.end()
     if session is not None:
         session.leave()
+    if errors:
+        raise errors[0]
 
+
+_EXIT_SECONDS = 30.0  # for ranks that end their scripts later, or in other ways
 
 _last: list[Callable[[], None]] = []
+_is_exit_failed = False
 
 
 def call_last(function: Callable[[], None]) -> None:
-    """Call ``function`` before the session ends, by ``shutdown`` or with the script,
-    while all ranks are there. It must not raise."""
+    """Call ``function`` before the session ends, while all ranks are there.
+
+    What it raises is raised by ``shutdown``. At the end of a script, that may be
+    ``sys.exit`` of one rank, ranks wait for each other only for a while; an error is
+    logged there, and makes the exit code 1.
+    """
     _last.append(function)
-    atexit.register(function)
+    atexit.unregister(_call_at_exit)
+    atexit.register(_call_at_exit)  # again, to come before the session is left
 
 
 def call_no_more(function: Callable[[], None]) -> None:
     """Take back ``call_last``."""
     if function in _last:
         _last.remove(function)
-    atexit.unregister(function)
+
+
+def _call_last_ones() -> list[Exception]:
+    """What they raise."""
+    errors = []
+    functions = _last[::-1] if _session is not None else []
+    for function in functions:
+        try:
+            function()
+        except Exception as error:
+            errors.append(error)
+    _last.clear()
+    return errors
+
+
+def _call_at_exit() -> None:
+    global _is_exit_failed
+    if _session is None:
+        return
+    with _session.messages.within(_EXIT_SECONDS):
+        for error in _call_last_ones():
+            _is_exit_failed = True
+            logger.error("at the end of the script: %s", error)
+
+
+def _fail_exit() -> None:
+    """The last function of ``atexit``, as it was registered first. Python itself has no
+    way to change the exit code there."""
+    if _is_exit_failed:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+atexit.register(_fail_exit)
 
 
 def is_initialized() -> bool:

@@ -10,10 +10,11 @@ of step, so every later call on this rank fails too and repeats why.
 """
 
 import collections
+import contextlib
 import enum
 import operator
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,15 @@ class Messages:
             CommGroup.TP_GROUP: self._topology.tp_group,
             CommGroup.RDP_GROUP: self._topology.rdp_group,
         }[group](self._rank)
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Calls inside wait for at most so long, if that is less than timeout_s."""
+        before, self._timeout_s = self._timeout_s, min(seconds, self._timeout_s)
+        try:
+            yield
+        finally:
+            self._timeout_s = before
 
     def _peer(self, argument: str, number: int, rank_type: RankType) -> int:
         """World rank of a rank that is not the caller, or ValueError."""
