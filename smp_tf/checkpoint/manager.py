@@ -6,6 +6,7 @@ from typing import Any
 from smp_tf.checkpoint import rank_state
 from smp_tf.checkpoint.choosing import chosen, whole_saves
 from smp_tf.checkpoint.folder import Folder, Seen
+from smp_tf.checkpoint.manifest import Manifest
 from smp_tf.checkpoint.names import Contents, contents_of
 from smp_tf.checkpoint.reading import Files, same_manifest
 from smp_tf.checkpoint.restoring import Restoring, Values
@@ -232,10 +233,19 @@ class CheckpointManager:
         manifest = same_manifest(manifests, save.save_id)
         is_alike = manifest.layout.is_like(layout())
         files = Files(folder, manifest, with_iterators=is_alike)
+        try:
+            self._restore_from(files, manifest, is_alike)
+        except BaseException:
+            files.close()
+            raise
+        self._last_step = manifest.step
+        return str(folder.prefix(session.mp_rank(), save.number))
+
+    def _restore_from(self, files: Files, manifest: Manifest, is_alike: bool) -> None:
         values = Values(manifest, files.prefix)
         states: list[rank_state.RandomStates] = []
         restoring = Restoring(
-            values, self._contents, lambda: _take_over_graphs(states)
+            values, self._contents, lambda: _take_over_graphs(states), files.close
         )
         own = rank_state.prefix_of(files.prefix(session.mp_rank()), session.rank())
         replica = rank_state.of_replica(manifest.files, session.dp_rank())
@@ -273,8 +283,6 @@ class CheckpointManager:
                 states[0].take_over()
 
         everywhere("restore: set the variables", begin)
-        self._last_step = manifest.step
-        return str(folder.prefix(session.mp_rank(), save.number))
 
     def _named(self, restore_prefix: str | None) -> tuple[Folder, int | None]:
         if restore_prefix is None:

@@ -57,7 +57,11 @@ class Files:
                     f" {_REMEDY}"
                 )
         everywhere("restore: verify", self._verify)
-        if any(len(seen) < len(self._files) for seen in self._seen):
+        self._lacking = [
+            {_part_of(path) for path in self._files if path not in seen}
+            for seen in self._seen
+        ]
+        if any(self._lacking):
             self._bring()
 
     def _path(self, path: str) -> str:
@@ -70,12 +74,15 @@ class Files:
     def prefix(self, mp_rank: int) -> pathlib.Path:
         """Of the files of a part."""
         own = self._folder.prefix(mp_rank, self._manifest.number)
-        if self._copies is None:
+        if self._copies is None or not self._needs(session.rank(), own.parent.name):
             return own
         return pathlib.Path(self._copies.name) / own.parent.name / own.name
 
+    def _needs(self, rank: int, part: str) -> bool:
+        return part in self._lacking[rank]
+
     def close(self) -> None:
-        """Remove copies."""
+        """Remove copies: nothing more is read."""
         if self._copies is not None:
             self._copies.cleanup()
 
@@ -121,37 +128,52 @@ class Files:
     # --- copies, where the directory is not shared
 
     def _bring(self) -> None:
-        """Every rank copies all files: those it sees, and those it is sent."""
-        found = everywhere("restore: make room", self._make_room)
-        assert len(found) == session.size()
+        """Each rank copies the parts that it does not see as a whole."""
+        everywhere("restore: make room", self._make_room)
         for path in self._files:
-            seers = [rank for rank, seen in enumerate(self._seen) if path in seen]
-            _, error = attempt(lambda: self._copy(path, seers[0]))
+            sender = next(rank for rank, seen in enumerate(self._seen) if path in seen)
+            takers = [
+                rank
+                for rank in range(session.size())
+                if self._needs(rank, _part_of(path))
+            ]
+            if not takers:
+                continue
+            error = None
+            if session.rank() in (sender, *takers):
+                _, error = attempt(lambda: self._copy(path, sender, takers))
             errors = session.allgather(portable(error), session.WORLD)
             raise_first(errors, error)
 
     def _make_room(self) -> None:
-        self._copies = tempfile.TemporaryDirectory(prefix="smp-checkpoint-")
-        for path in self._files:
-            target = pathlib.Path(self._copies.name, path)
-            target.parent.mkdir(parents=True, exist_ok=True)
+        needed = self._lacking[session.rank()]
+        if needed:
+            self._copies = tempfile.TemporaryDirectory(prefix="smp-checkpoint-")
+            for part in needed:
+                pathlib.Path(self._copies.name, part).mkdir()
 
-    def _copy(self, path: str, sender: int) -> None:
-        assert self._copies is not None
+    def _copy(self, path: str, sender: int, takers: Sequence[int]) -> None:
+        """What a sender and those who take a file do. To the end, whatever happens: the
+        others wait."""
         failure: Exception | None = None
         with contextlib.ExitStack() as stack:
-            target: IO[bytes] | None
-            opened = pathlib.Path(self._copies.name, path)
-            target, failure = attempt(lambda: stack.enter_context(opened.open("wb")))
-            for chunk in self._chunks(path, sender):  # to the end: all ranks wait
+            target: IO[bytes] | None = None
+            if session.rank() in takers:
+                assert self._copies is not None
+                copy = pathlib.Path(self._copies.name, path)
+                stack.enter_context(manifest_lib.naming(copy))
+                target, failure = attempt(lambda: stack.enter_context(copy.open("wb")))
+            for chunk in self._chunks(path, sender, takers):
                 if target is not None and failure is None:
                     _, failure = attempt(lambda: target.write(chunk))
-        if failure is not None:
-            raise failure
+            if failure is not None:
+                raise failure
 
-    def _chunks(self, path: str, sender: int) -> Iterator[bytes]:
+    def _chunks(
+        self, path: str, sender: int, takers: Sequence[int]
+    ) -> Iterator[bytes]:
         if session.rank() == sender:
-            yield from self._sent(path)
+            yield from self._sent(path, [rank for rank in takers if rank != sender])
             return
         while True:
             chunk, error = session.recv_from(sender, session.WORLD_RANK)
@@ -161,21 +183,27 @@ class Files:
                 return
             yield chunk
 
-    def _sent(self, path: str) -> Iterator[bytes]:
+    def _sent(self, path: str, others: Sequence[int]) -> Iterator[bytes]:
         with contextlib.ExitStack() as stack:
             file, error = attempt(
                 lambda: stack.enter_context(pathlib.Path(self._path(path)).open("rb"))
             )
-            chunk: bytes | None = b" "
-            while chunk and error is None:
-                chunk, error = attempt(lambda: file.read(_CHUNK_BYTES))
-                session.broadcast((chunk, portable(error)), session.WORLD)
-                if chunk:
-                    yield chunk
-            if error is not None:
-                if chunk == b" ":  # it could not be opened: the others know nothing
-                    session.broadcast((None, portable(error)), session.WORLD)
-                raise error
+            chunk: bytes | None = None
+            while True:
+                if error is None:
+                    chunk, error = attempt(lambda: file.read(_CHUNK_BYTES))
+                for rank in others:
+                    told = (chunk, portable(error))
+                    session.send(told, rank, session.WORLD_RANK)
+                if error is not None:
+                    raise error
+                if not chunk:
+                    return
+                yield chunk
+
+
+def _part_of(path: str) -> str:
+    return path.partition("/")[0]
 
 
 def same_manifest(found: Sequence[Manifest | None], save_id: str) -> Manifest:

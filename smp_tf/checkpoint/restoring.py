@@ -64,6 +64,7 @@ class Restoring:
     Args:
         contents: gives what the checkpoint leads to now.
         when_placed: called once all models are partitioned, if any was not.
+        when_read: called when no more values are read, at least once.
     """
 
     def __init__(
@@ -71,9 +72,11 @@ class Restoring:
         values: Values,
         contents: Callable[[], Contents],
         when_placed: Callable[[], None],
+        when_read: Callable[[], None],
     ) -> None:
         self._values, self._contents = values, contents
-        self._when_placed = when_placed
+        self._when_placed, self._when_read = when_placed, when_read
+        self._unmade: set[str] = set()  # optimizers that will make slots
         now = contents()
         entries = values.manifest.entries
         self._left = {name for name in entries if names.root_of(name) in now.roots}
@@ -163,12 +166,18 @@ class Restoring:
         now = self._contents()
         for path, optimizer in now.optimizers.items():
             if self._has_unmade(path, now):
+                self._unmade.add(path)
                 again = self._made(path, optimizer_slots.is_legacy(optimizer))
                 optimizer_slots.after_making(optimizer, again)
         self._set()
         waiting = [model for model in now.models.values() if model.placement is None]
         for model in waiting:
             model.when_placed(self._placed)
+        self._end_reading()
+
+    def _end_reading(self) -> None:
+        if not self._unmade and not _unplaced(self._contents()):
+            self._when_read()
 
     def _has_unmade(self, path: str, now: Contents) -> bool:
         """Whether an optimizer has yet to make variables that it has in the file."""
@@ -182,9 +191,22 @@ class Restoring:
                 self._set()
                 self._require_alike(self._contents(), f"{path}/")
             # A legacy one makes the slots of those variables that it updates.
-            return self._is_over or not is_legacy or not _has_slots(path, self._left)
+            if not (self._is_over or not is_legacy or self._has_all_slots(path)):
+                return False
+            self._unmade.discard(path)
+            self._end_reading()
+            return True
 
         return made
+
+    def _has_all_slots(self, path: str) -> bool:
+        """That are in the checkpoint for variables of this rank."""
+        mine = parts.here(self._contents().variables)
+        beginning = f"{path}/{names.SLOT}/"
+        return not any(
+            name.startswith(beginning) and _of_slot(name, beginning) in mine
+            for name in self._left
+        )
 
     def _placed(self) -> None:
         now = self._contents()
@@ -193,6 +215,7 @@ class Restoring:
         self._set()
         self._require_alike(now)
         self._when_placed()
+        self._end_reading()
 
     def _set(self) -> None:
         now = self._contents()
@@ -233,6 +256,7 @@ class Restoring:
     def end(self) -> None:
         """Nothing more is set: another restore follows."""
         self._is_over = True
+        self._when_read()
 
 
 def _unplaced(now: Contents) -> list[str]:
