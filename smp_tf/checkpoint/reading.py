@@ -62,7 +62,11 @@ class Files:
             for seen in self._seen
         ]
         if any(self._lacking):
-            self._bring()
+            try:
+                self._bring()
+            except BaseException:
+                self.close()
+                raise
 
     def _path(self, path: str) -> str:
         return str(self._folder.directory / path)
