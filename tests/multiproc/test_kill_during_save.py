@@ -57,7 +57,9 @@ def save_until_killed(folder: str, victim: int, seconds: float) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_fifty_kills_leave_a_loadable_checkpoint(tmp_path: pathlib.Path) -> None:
+def test_fifty_kills_leave_a_loadable_checkpoint(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     chance, loadable, known = random.Random(7), 0, 0.0
     for number in range(KILLS + 1):
         victim, seconds = chance.randrange(2), 0.25 * chance.random()
@@ -73,4 +75,6 @@ def test_fifty_kills_leave_a_loadable_checkpoint(tmp_path: pathlib.Path) -> None
         loadable += number > 0
         done = [float(x.split()[1]) for lines in said for x in lines if "saved" in x]
         known = max([value, *done])
-    print(f"loadable={loadable} of {KILLS}")
+    with capsys.disabled():
+        print(f"\nloadable={loadable} of {KILLS}")
+    assert loadable == KILLS
