@@ -171,6 +171,8 @@ def place(variables: Sequence[Any], owner: Mapping[int, int], partition: int) ->
     with tf.init_scope():
         for each in variables:
             variable = initial_values.variable_of(each.handle)
+            if variable is not None:
+                variable._smp_placed = True
             if not hasattr(variable, "_smp_owner"):  # never deferred, nor movable
                 continue
             found = owner.get(id(each.handle), partition)
@@ -214,6 +216,11 @@ def value_of(variable: Any) -> tf.Tensor:
 def owner_elsewhere(variable: Any) -> int | None:
     """The partition that has the value of a variable, None if this process has it."""
     return getattr(initial_values.variable_of(variable.handle), "_smp_owner", None)
+
+
+def is_placed(variable: Any) -> bool:
+    """Whether a step uses the variable: some partition, or each, has its value."""
+    return hasattr(initial_values.variable_of(variable.handle), "_smp_placed")
 
 
 def _give_up(variable: Any, owner: int) -> None:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from smp_tf.errors import SmpError
 from smp_tf.frontend import variables
 from smp_tf.frontend.hooks import recording
-from smp_tf.keras import one_by_one
+from smp_tf.keras import one_by_one, own_loops
 from smp_tf.keras.summary import Summary
 from smp_tf.keras.training import Training
 from smp_tf.keras.whole_model import WholeModel
@@ -48,6 +48,9 @@ def _variables(weights: list[Any]) -> list[tf.Variable]:
 class CalledOutsideStepError(SmpError, NotImplementedError):
     """Keras calls a model that is not built yet with the first batch of a generator,
     and goes on after a NotImplementedError: the step will build it."""
+
+
+own_loops.divert()
 
 
 class DistributedModel(Training, WholeModel, Summary):

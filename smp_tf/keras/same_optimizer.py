@@ -13,17 +13,24 @@ from smp_tf.frontend.variables import owner_elsewhere
 from smp_tf.keras.clips import options_of
 from smp_tf.runtime import session
 from smp_tf.runtime.collectives import members
+from smp_tf.runtime.session import CommGroup
 
 _seen: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 """Optimizers that the ranks have compared, with the session in which they did."""
 
 
 def compare(
-    optimizer: Any, gradients: Sequence[Any], variables: Sequence[tf.Variable]
+    optimizer: Any,
+    gradients: Sequence[Any],
+    variables: Sequence[tf.Variable],
+    group: CommGroup | None = None,
 ) -> None:
     """Once for each optimizer: the ranks have the same one, and something to do.
 
     Otherwise one rank would wait for a sum that the others do not take part in.
+
+    Args:
+        group: the ranks that compare; None for all that train together.
 
     Raises:
         SmpError: on every rank, the optimizers differ, or a variable is of another
@@ -31,7 +38,8 @@ def compare(
         TraceError: on every rank, no variable of the model has a gradient.
     """
     current = session.current("apply_gradients")
-    group = session.WORLD if sharding.trains_together() else session.PP_GROUP
+    if group is None:
+        group = session.WORLD if sharding.trains_together() else session.PP_GROUP
     ranks = members(group)
     if _seen.get(optimizer) is current or len(ranks) == 1:
         return

@@ -21,7 +21,7 @@ take over the new values.
 
 import contextlib
 import contextvars
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -97,9 +97,36 @@ def apply_gradients(
         mine, places = _owned(mine, variables)
     if _is_scaled(optimizer) and not are_unscaled:
         mine = optimizer.get_unscaled_gradients(mine)
-    _update(optimizer, mine, places, order)
+    group = session.WORLD if sharding.is_sharded() else session.PP_GROUP
+    _update(optimizer, mine, places, order, group, optimizer.apply_gradients)
     if exchange is not None:  # nothing to do where each replica has updated all
         exchange.spread(variables)
+
+
+def apply_as_given(
+    optimizer: Any,
+    gradients: Sequence[Any],
+    variables: Sequence[tf.Variable],
+    plainly: Callable[[list[Any]], Any],
+) -> None:
+    """Update with gradients as they are: not scaled any more, and averaged by whoever
+    has replicas. Every rank of the pp_group calls it.
+
+    Args:
+        plainly: Keras's own ``apply_gradients`` of the optimizer.
+
+    Raises:
+        As ``apply_gradients``.
+    """
+    gradients, variables = list(gradients), list(variables)
+    compare(optimizer, gradients, variables, session.PP_GROUP)
+    _update(optimizer, gradients, variables, None, session.PP_GROUP, plainly)
+
+
+def needs_whole_model(optimizer: Any) -> bool:
+    """Whether the optimizer asks what is known of all gradients only: if they are
+    finite, or their norm."""
+    return _is_checked(optimizer) or _clip_of(optimizer).is_needed
 
 
 def spread_values(variables: Sequence[tf.Variable]) -> None:
@@ -127,25 +154,31 @@ def _update(
     gradients: list[Any],
     variables: list[tf.Variable],
     order: InOrder | None,
+    group: CommGroup,
+    apply: Callable[[list[Any]], Any],
 ) -> None:
-    """The optimizer's update, from this rank's share of the model's gradients."""
-    group = session.WORLD if sharding.is_sharded() else session.PP_GROUP
+    """The optimizer's update, from this rank's share of the model's gradients.
+
+    Args:
+        group: ranks that have a share each.
+        apply: the optimizer's ``apply_gradients``.
+    """
     if len(members(group)) == 1:
         with _updating():
-            optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
+            apply(list(zip(gradients, variables, strict=True)))
         return
-    clip = Clip(getattr(optimizer, "inner_optimizer", optimizer))
-    is_checked = _is_scaled(optimizer) and optimizer.dynamic
-    gradients, is_bad = _with_sums(gradients, clip, is_checked, group)
+    clip = _clip_of(optimizer)
+    gradients, is_bad = _with_sums(gradients, clip, _is_checked(optimizer), group)
     if order is None and all(gradient is None for gradient in gradients):
-        _count_only(optimizer, variables, is_bad)
+        with _updating():
+            _count_only(optimizer, variables, is_bad)
         return
     if order is not None:
         gradients, variables = order.with_scalars(gradients, variables)
     if is_bad is not None:
         gradients = with_nan_if(is_bad, gradients)
     with clip.done(), _updating():
-        optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
+        apply(list(zip(gradients, variables, strict=True)))
 
 
 @contextlib.contextmanager
@@ -182,6 +215,14 @@ def _with_sums(
 
 def _is_scaled(optimizer: Any) -> bool:
     return isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
+
+
+def _is_checked(optimizer: Any) -> bool:
+    return _is_scaled(optimizer) and bool(optimizer.dynamic)
+
+
+def _clip_of(optimizer: Any) -> Clip:
+    return Clip(getattr(optimizer, "inner_optimizer", optimizer))
 
 
 # --- ranks without gradients

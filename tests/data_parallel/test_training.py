@@ -144,6 +144,74 @@ def test_replicas_train_as_one_process_with_the_whole_batch() -> None:
     run_ranks(4, train_in_all_layouts, timeout=210)
 
 
+# --- scripts that know of Horovod
+
+
+def own_loop(is_scaled: bool, base: type) -> tuple[Any, Any, list[float]]:
+    """Gradients averaged by Horovod, and then clipped by the norm of the whole model;
+    or scaled, and in one step the last of them is not finite."""
+    is_alone = base is keras.Model
+    model, optimizer = net(base), new.SGD(0.1)
+    if is_scaled:
+        optimizer = keras.mixed_precision.LossScaleOptimizer(
+            optimizer, initial_scale=8.0, dynamic_growth_steps=2
+        )
+
+    def forward_backward(x: Any, y: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x) - y) ** 2)
+            if is_scaled:
+                loss = optimizer.get_scaled_loss(loss)
+        return tape.gradient(loss, model.trainable_variables)
+
+    step = forward_backward if is_alone else smp.step(forward_backward)
+
+    def averaged(gradients: Any) -> Any:
+        import horovod.tensorflow as hvd
+
+        if is_alone:
+            return gradients
+        return [hvd.allreduce(each.accumulate()) for each in gradients]
+
+    @tf.function
+    def train(x: tf.Tensor, y: tf.Tensor, is_spoiled: tf.Tensor) -> None:
+        gradients, variables = averaged(step(x, y)), model.trainable_variables
+        if is_scaled:
+            gradients = optimizer.get_unscaled_gradients(gradients)
+            if variables[-1].shape == [1]:  # of the head
+                gradients[-1] += tf.where(is_spoiled, np.inf, 0.0)
+        else:
+            clip = tf.clip_by_global_norm if is_alone else smp.clip_by_global_norm
+            gradients, _ = clip(gradients, 0.2)
+        optimizer.apply_gradients(zip(gradients, variables))
+
+    mine = slice(None) if is_alone else slice(smp.dp_rank(), None, smp.dp_size())
+    scales = []
+    for number in range(STEPS):
+        x, y = (tf.constant(each[mine]) for each in batch(number))
+        train(x, y, tf.constant(number == 2))
+        scales.append(float(optimizer.loss_scale) if is_scaled else 1.0)
+    return model, optimizer, scales
+
+
+def train_by_horovod() -> None:
+    smp.init({"partitions": 2, "microbatches": 2, "horovod": True, "timeout_s": 30})
+    for is_scaled in (False, True):
+        plain, _, expected = own_loop(is_scaled, keras.Model)
+        model, optimizer, scales = own_loop(is_scaled, smp.DistributedModel)
+        assert scales == expected, (scales, expected)
+        assert int(optimizer.iterations) == STEPS
+        every = [variable.name for variable in model.global_trainable_variables]
+        for variable in model.trainable_variables:
+            whole = plain.trainable_variables[every.index(variable.name)]
+            np.testing.assert_allclose(variable, whole, **FLOATS, err_msg=variable.name)
+
+
+@pytest.mark.timeout(120)
+def test_scripts_that_average_clip_and_scale_by_themselves() -> None:
+    run_ranks(4, train_by_horovod, timeout=110)
+
+
 # --- nothing waits for more than it needs
 
 

@@ -4,6 +4,7 @@
 ``recording``      what is remembered of a step while it is traced
 ``graphs``         tracing a graph, leaving graphs and tapes, calling a function often
 ``initial_values`` variables whose initializer runs later
+``applying``       a say in what optimizers apply, in loops of one's own
 ``exporting``      what a SavedModel needs of TensorFlow and Keras
 ``fitting``        what a model that fits in its own way needs of Keras
 ``kernels``        which devices an operation can run on

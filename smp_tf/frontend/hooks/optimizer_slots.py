@@ -7,7 +7,7 @@ import tensorflow as tf
 from tf_keras.src.optimizers import optimizer as new
 from tf_keras.src.optimizers.legacy import optimizer_v2 as legacy
 
-from smp_tf.frontend.hooks import graphs
+from smp_tf.frontend.hooks import applying, graphs
 
 _NEW_KINDS = (new.Optimizer,)
 _LEGACY_KINDS = (legacy.OptimizerV2,)
@@ -134,7 +134,7 @@ def missing() -> str:
     for name in ("_create_all_weights", "_create_hypers"):
         if not callable(getattr(legacy.OptimizerV2, name, None)):
             return f"tf_keras OptimizerV2.{name}"
-    apply = legacy.OptimizerV2.apply_gradients
+    apply = applying.plain_method(legacy.OptimizerV2.apply_gradients)
     if "_create_all_weights" not in apply.__code__.co_names:
         return "_create_all_weights in tf_keras OptimizerV2.apply_gradients"
     if not callable(getattr(legacy, "_var_key", None)):

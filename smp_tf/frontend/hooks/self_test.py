@@ -15,6 +15,7 @@ from tensorflow.python.eager import context
 from tf_keras.src import backend as keras_backend
 
 from smp_tf.frontend.hooks import (
+    applying,
     exporting,
     fitting,
     graphs,
@@ -280,7 +281,15 @@ def _scratch_graphs() -> str:
 
 def _fitting() -> str:
     """What Keras checks, counts and keeps when it fits a model and saves it."""
-    for hook in (exporting, fitting, loss_scales, optimizer_slots, resuming, tracking):
+    for hook in (
+        applying,
+        exporting,
+        fitting,
+        loss_scales,
+        optimizer_slots,
+        resuming,
+        tracking,
+    ):
         gone = hook.missing()
         if gone:
             return f"{gone} is not there"
