@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from smp_tf.data_parallel import sharding
 from smp_tf.errors import ConfigError, SmpError
+from smp_tf.frontend.hooks import optimizer_slots
 from smp_tf.keras import updates
 from smp_tf.keras.in_order import depends_on_order
 from smp_tf.runtime import session
@@ -36,7 +37,8 @@ def DistributedOptimizer(optimizer: Any, compression: Any = None) -> Any:
     where Keras would: ``global_clipnorm``, the count of updates, and whether all
     gradients are finite. All ranks of the job must call it alike. With
     ``shard_optimizer_state`` each slot is on one rank of the dp_group, which updates
-    the variable; the others take over its value.
+    the variable; the others take over its value, and ``variables`` of the optimizer are
+    those that all of them have: its counter, its learning rate.
 
     ``fit`` does so with ``horovod: true`` whether the optimizer was named or not. With
     one replica nothing is averaged.
@@ -138,8 +140,31 @@ class Distributed:
         return (function, plain, *rest)
 
 
+class DistributedLegacy(Distributed):
+    """The same of a legacy optimizer."""
+
+    def variables(self) -> list[tf.Variable]:
+        """As Keras's; with ``shard_optimizer_state`` those that every replica has.
+
+        Slots are those of other variables on each of them then, and a script that
+        broadcasts its optimizer's variables must not give one the values of another.
+        """
+        return self.weights
+
+    @property
+    def weights(self) -> list[tf.Variable]:
+        plain: Any = super()
+        return _of_every_replica(self, plain.weights)
+
+
 class DistributedNew(Distributed):
     """The same of a new optimizer, which has more to say of its variables."""
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """See ``DistributedLegacy.variables``."""
+        plain: Any = super()
+        return _of_every_replica(self, plain.variables)
 
     def build(self, var_list: Iterable[tf.Variable]) -> None:
         """As Keras's, for those variables whose slots are on this rank."""
@@ -157,6 +182,18 @@ class DistributedNew(Distributed):
         plain.finalize_variable_values(sharding.owned(var_list))
         if getattr(self, "use_ema", False):
             updates.spread_values(var_list)
+
+
+def _of_every_replica(optimizer: Any, variables: Any) -> list[tf.Variable]:
+    """Those of an optimizer's variables that each replica has; in a list of the same
+    type, which Keras lets scripts call."""
+    if not (session.is_initialized() and sharding.is_sharded()):
+        found: list[tf.Variable] = variables
+        return found
+    slots = {id(slot) for slot in optimizer_slots.every_slot(optimizer)}
+    kind: Any = type(variables)
+    found = kind(each for each in variables if id(each) not in slots)
+    return found
 
 
 @functools.cache
@@ -183,6 +220,6 @@ def _distributed(plain: type) -> type:
     is_new = hasattr(plain, "finalize_variable_values")
     return types.new_class(
         plain.__name__,
-        (DistributedNew if is_new else Distributed, plain),
+        (DistributedNew if is_new else DistributedLegacy, plain),
         exec_body=lambda found: found.update(namespace),
     )

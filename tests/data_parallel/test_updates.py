@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import smp_tf as smp
 from smp_tf.data_parallel.sharding import owners
+from smp_tf.frontend.hooks.optimizer_slots import every_slot
 from smp_tf.keras.updates import apply_gradients
 from tests.keras.update_cases import (
     BY_GLOBAL_NORM,
@@ -25,7 +26,9 @@ from tests.keras.update_cases import (
     Run,
     check,
     compare,
+    legacy,
     mean_of,
+    new,
     plain,
     spoiled,
     unscaled,
@@ -118,7 +121,7 @@ def check_owners() -> None:
     found = owners(variables)
     assert found == owners(variables) == [0, 1, 1, 1, 1]
     mine = [shape for shape, owner in zip(shapes, found) if owner == smp.dp_rank()]
-    slots = [each.shape.as_list() for each in optimizer.variables if each.shape.rank]
+    slots = [each.shape.as_list() for each in every_slot(optimizer)]
     assert sorted(slots) == sorted([*mine, *mine]), (slots, mine)
     seed = 7 + smp.dp_rank()
     for _ in range(3):
@@ -129,12 +132,44 @@ def check_owners() -> None:
     assert int(optimizer.iterations) == 3 and np.abs(variables[0]).min() > 0
 
 
+def check_broadcast() -> None:
+    """A script that broadcasts its optimizer's variables mixes up no slots."""
+    import horovod.tensorflow as hvd
+
+    def scaled(inner: Any) -> Any:
+        return tf.keras.mixed_precision.LossScaleOptimizer(inner)
+
+    makers: list[Make] = [
+        lambda: new.SGD(0.1, momentum=0.9),
+        lambda: scaled(new.Adam(0.1, use_ema=True)),
+        lambda: legacy.SGD(0.1, momentum=0.9),
+        lambda: scaled(legacy.Adam(0.1)),
+    ]
+    for make in makers:
+        variables = [tf.Variable([1.0, 1.0]), tf.Variable([2.0, 2.0])]
+        optimizer = smp.DistributedOptimizer(make())
+        if hasattr(optimizer, "get_scaled_loss"):
+            optimizer.get_scaled_loss(tf.constant(1.0))
+            optimizer.get_unscaled_gradients([])
+        gradients = [tf.constant([1.0, 1.0]), tf.constant([5.0, 5.0])]
+        optimizer.apply_gradients(zip(gradients, variables))
+        before = [slot.numpy() for slot in every_slot(optimizer)]
+        assert before
+        common = optimizer.variables() if callable(optimizer.variables) else []
+        assert 1 <= len(common) <= 2, [each.name for each in common]
+        assert any(each is optimizer.iterations for each in common)
+        hvd.broadcast_variables(common, root_rank=0)
+        after = [slot.numpy() for slot in every_slot(optimizer)]
+        np.testing.assert_array_equal(after, before)
+
+
 def check_everything() -> None:
     start(shard_optimizer_state=True)
-    wrong = check_all([*KINDS, *BY_GLOBAL_NORM])
+    wrong = check_all([*EXACT, *DENSE, *BY_GLOBAL_NORM])
     wrong += check_all(["momentum", "Nadam", "legacy global"], layout=ONLY_SPARSE)
     check_scaled(SPLIT)
     check_owners()
+    check_broadcast()
     smp.shutdown()
     start(placement_strategy="spread")
     wrong += check_all(["Adam", "Nadam", "EMA", "legacy Nadam", "global"])

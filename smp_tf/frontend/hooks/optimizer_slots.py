@@ -76,6 +76,17 @@ def slots_of_others(optimizer: Any, variables: list[Any]) -> list[str]:
     ]
 
 
+def every_slot(optimizer: Any) -> Iterator[Any]:
+    """All slots that exist, whatever variables they were made for."""
+    optimizer = inner_of(optimizer)
+    if isinstance(optimizer, _LEGACY_KINDS):
+        for slots in optimizer._slots.values():
+            yield from slots.values()
+        return
+    for slots in lists_of(optimizer).values():
+        yield from slots
+
+
 def lists_of(optimizer: Any) -> dict[str, Any]:
     """The attributes of a new optimizer that have a slot for each variable."""
     optimizer = inner_of(optimizer)
