@@ -17,7 +17,7 @@ from smp_tf.data_parallel.averaging import compressed, specs_of
 from smp_tf.data_parallel.buckets import Bucket
 from smp_tf.data_parallel.vectors import divided, joined
 from smp_tf.runtime import session
-from smp_tf.runtime.collectives import Link, in_turns, new_turn, ordered_sum
+from smp_tf.runtime.collectives import Link, in_turns, new_turn
 
 _Body = tuple[list[tf.Tensor], list[tf.Operation]]
 
@@ -35,18 +35,16 @@ def mean_at_owner(bucket: Bucket, compression: Any, channel: int, label: str) ->
 
     def of_dense(*gradients: tf.Tensor) -> _Body:
         vector, restore = compressed(gradients, compression)
-        found = _at_owner(bucket, vector, link)
-        if not found:
+        if not _is_owner(bucket):
             return [], [_sent(bucket, vector, link)]
-        mean = ordered_sum(found) / tf.cast(len(found), vector.dtype)
+        mean = _added_up(vector, link) / tf.cast(session.dp_size(), vector.dtype)
         return restore(mean), [mean.op]
 
     def of_slices(values: tf.Tensor, indices: tf.Tensor) -> _Body:
-        rows = _at_owner(bucket, values, link)
-        places = _at_owner(bucket, indices, second)
-        if not rows:
+        if not _is_owner(bucket):
             sent = [_sent(bucket, values, link), _sent(bucket, indices, second)]
             return [], sent
+        rows, places = _of_all(values, link), _of_all(indices, second)
         mean = tf.concat(rows, 0) / tf.cast(len(rows), values.dtype)
         outputs = [mean, tf.concat(places, 0)]
         return outputs, [output.op for output in outputs]
@@ -84,14 +82,33 @@ def values_of_owner(bucket: Bucket, channel: int, label: str) -> Any:
     )
 
 
-def _at_owner(bucket: Bucket, mine: tf.Tensor, link: Link) -> list[tf.Tensor]:
-    """On the owner: what each rank of the dp_group has, in their order."""
-    if bucket.first.owner != session.dp_rank():
-        return []
+def _is_owner(bucket: Bucket) -> bool:
+    return bucket.first.owner == session.dp_rank()
+
+
+def _added_up(mine: tf.Tensor, link: Link) -> tf.Tensor:
+    """The sum of what the ranks of the dp_group have, added up in their order. Each is
+    received when the one before is added, so that one at a time is in memory."""
+    total = None
+    for peer in session.get_dp_group():
+        # A control edge also keeps TensorFlow from making one AddN of all, which would
+        # begin with whichever input it may overwrite: other last bits on each owner.
+        with tf.control_dependencies([] if total is None else [total.op]):
+            value = mine if peer == session.rank() else _from(peer, mine, link)
+        total = value if total is None else total + value
+    return total
+
+
+def _of_all(mine: tf.Tensor, link: Link) -> list[tf.Tensor]:
+    """What each rank of the dp_group has, in their order."""
     return [
-        mine if peer == session.rank() else link.receive(mine.dtype, mine.shape, peer)
+        mine if peer == session.rank() else _from(peer, mine, link)
         for peer in session.get_dp_group()
     ]
+
+
+def _from(peer: int, like: tf.Tensor, link: Link) -> tf.Tensor:
+    return link.receive(like.dtype, like.shape, peer)
 
 
 def _sent(bucket: Bucket, mine: tf.Tensor, link: Link) -> tf.Operation:

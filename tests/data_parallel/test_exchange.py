@@ -182,6 +182,42 @@ def test_means_are_those_of_horovod() -> None:
     run_ranks(4, everything, timeout=110)
 
 
+def add_in_order() -> None:
+    """At each owner, the same sum; and no more than one gradient beside it."""
+    start(partitions=1, shard_optimizer_state=True)
+    shapes = [[300, 7], [2000], [40, 30], [2, 2, 250]]
+    every = [
+        [value(10 * rank + i, shape) for i, shape in enumerate(shapes)]
+        for rank in range(smp.size())
+    ]
+    gradients = every[smp.rank()]
+    variables = [tf.Variable(tf.zeros(shape)) for shape in shapes]
+    places = owners(variables)
+    assert sorted(places) == [0, 1, 2, 3]
+    exchange = exchange_for(gradients, variables)
+    means = tf.function(lambda: exchange.averaged(gradients))()
+    mine = places.index(smp.dp_rank())
+    a, b, c, d = (gradients[mine].numpy() for gradients in every)
+    np.testing.assert_array_equal(means[mine], (((a + b) + c) + d) / 4)
+    (waits,) = (
+        [
+            [before.type for before in operation.control_inputs]
+            for operation in function.graph.get_operations()
+            if operation.type == "SmpRecvWait"
+        ]
+        for function in exchange._functions.values()
+        if function.structured_outputs
+    )
+    assert len(waits) == 3
+    # All that come when there is a sum.
+    assert sum("AddV2" in each for each in waits) == (2, 2, 1, 1)[smp.dp_rank()], waits
+
+
+@pytest.mark.timeout(60)
+def test_owners_add_up_one_after_the_other() -> None:
+    run_ranks(4, add_in_order, timeout=50)
+
+
 # --- bad use
 
 
