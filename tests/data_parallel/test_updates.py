@@ -40,10 +40,6 @@ SPLIT = ((0, 1, 4), (2, 3))
 IDLE = ((0, 1, 2, 3, 4), ())
 ONLY_SPARSE = ((2,), (0, 1, 3, 4))
 
-# One of each kind; what an optimizer does to its variables is tested elsewhere.
-KINDS = ("momentum", "AdamW", "Nadam", "EMA", "EMA at the end", "clipnorm", "one's own")
-KINDS += ("Adafactor", "legacy SGD", "legacy Adam", "legacy Nadam", "legacy strict")
-
 
 def start(**config: Any) -> None:
     # Else a graph of some variables may be simplified otherwise than one of all.
