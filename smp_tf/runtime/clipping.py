@@ -22,6 +22,11 @@ def clip_by_global_norm(
     the pp_group calls it with its own tensors, eagerly or inside a ``tf.function``; the
     list may be empty.
 
+    With replicas, clip gradients that are averaged: after ``hvd.allreduce``. What goes
+    into a ``smp.DistributedOptimizer`` is not, and each replica would clip its own by
+    the norm of its own; give that optimizer a ``global_clipnorm``, which clips the
+    means.
+
     Args:
         t_list: Tensors, IndexedSlices (their values count, as in TensorFlow) and Nones.
         clip_norm: the most that the norm may be.
