@@ -6,11 +6,15 @@ leaves before the rest runs.
 A function that is not inlined publishes its outputs when all of it is done: the
 gradients of a whole partition exist beside their running sums, which is twice the
 weights. A piece returns its gradients as soon as it has made them, and they are added
-to the sums before the next piece begins.
+to the sums before the next piece begins; replicas average them while the others are
+made. They come in the order in which backward makes them, the last layer's first:
+
+    nodes    dx_2 dw_2 dx_1 dw_1 | Identity(dw_1) Identity(dw_2)     as they are traced
+    pieces   dx_2 dw_2 Identity(dw_2) | dx_1 dw_1 Identity(dw_1)
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from smp_tf.plan.graph import Graph, node_of
 from smp_tf.plan.segment import Segment
@@ -81,11 +85,15 @@ def _number_nodes(
     current = filled = 0
     late = set(segment.late)
     first = [name for name in segment.nodes if name not in late]
-    for name in (*first, *segment.late):
-        if filled >= limit or (late and name == segment.late[0]):
+    copies = {name for name in returned if _is_copy(graph, name, returned)}
+    for part in (first, segment.late):
+        if part is segment.late and late:
             current, filled = current + 1, 0
-        number[name] = current
-        filled += returned.get(name, 0)
+        for name in _behind_sources(graph, part, copies):
+            if filled >= limit:
+                current, filled = current + 1, 0
+            number[name] = current
+            filled += returned.get(name, 0)
     nodes = [graph.by_name[name] for name in segment.nodes]
     writes = any(node.writes for node in nodes)
     first_use: dict[str, int] = {}
@@ -93,11 +101,42 @@ def _number_nodes(
         is_read = node.op == "ReadVariableOp" and not writes
         if node.name not in returned and (is_read or not node.is_stateful):
             number[node.name] = first_use.get(node.name, number[node.name])
-        for source in (*map(node_of, node.inputs), *node.controls):
+        controls = () if node.name in copies else node.controls
+        for source in (*map(node_of, node.inputs), *controls):
             first_use[source] = min(
                 first_use.get(source, number[node.name]), number[node.name]
             )
     return number
+
+
+def _is_copy(graph: Graph, name: str, returned: Mapping[str, int]) -> bool:
+    """Whether a node returns the gradient that another one has made.
+
+    What a traced function returns is copied at its end, in the order of the returned
+    structure, which is that of the variables; and after all that it writes, which does
+    not change what was made before.
+    """
+    return returned[name] > 0 and graph.by_name[name].op == "Identity"
+
+
+def _behind_sources(
+    graph: Graph, names: Iterable[str], copies: Collection[str]
+) -> list[str]:
+    """The nodes, copies right behind what they copy."""
+    left = dict.fromkeys(names)
+    behind: dict[str, list[str]] = {}
+    for name in left:
+        if name in copies:
+            source = node_of(graph.by_name[name].inputs[0])
+            if source in left:
+                behind.setdefault(source, []).append(name)
+    moved = {name for each in behind.values() for name in each}
+    found: list[str] = []
+    waiting = [name for name in reversed(left) if name not in moved]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += reversed(behind.get(found[-1], []))
+    return found
 
 
 def _piece(

@@ -263,6 +263,53 @@ def overlap(is_sharded: bool) -> None:
     smp.shutdown()
 
 
+def overlap_in_backward() -> None:
+    """The way back stops between two layers until the gradient of the second one, which
+    it has made by then, is averaged."""
+    smp.init({"partitions": 1, "horovod": True, "timeout_s": 30})
+
+    def wait(value: np.ndarray) -> np.ndarray:
+        assert Telling.there.wait(20), "the average of the last layer did not come"
+        return value
+
+    @tf.custom_gradient
+    def waiting(x: tf.Tensor) -> Any:
+        def backward(upstream: tf.Tensor) -> tf.Tensor:
+            slow = tf.numpy_function(wait, [upstream], upstream.dtype)
+            return tf.ensure_shape(slow, upstream.shape)
+
+        return tf.identity(x), backward
+
+    class Net(smp.DistributedModel):
+        def __init__(self) -> None:
+            super().__init__()
+            # Each gradient is more than travels with another.
+            self.stack = [keras.layers.Dense(1500, use_bias=False) for _ in range(2)]
+
+        def call(self, x: tf.Tensor) -> tf.Tensor:
+            return self.stack[1](waiting(self.stack[0](x)))
+
+    model = Net()
+    optimizer = smp.DistributedOptimizer(new.SGD(0.1), compression=Telling)
+
+    @smp.step
+    def forward_backward(x: tf.Tensor) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(model(x) ** 2)
+        return tape.gradient(loss, model.trainable_variables)
+
+    @tf.function
+    def train(x: tf.Tensor) -> None:
+        means = [gradient.accumulate() for gradient in forward_backward(x)]
+        optimizer.apply_gradients(zip(means, model.trainable_variables))
+
+    for _ in range(2):
+        smp.barrier()
+        Telling.there.clear()
+        train(tf.ones([2, 1500]))
+    smp.shutdown()
+
+
 def control_inputs() -> None:
     """In the graph of a train step, an average has its gradients for inputs only."""
     for is_sharded in (False, True):
@@ -296,6 +343,7 @@ def control_inputs() -> None:
 def check_overlap() -> None:
     overlap(False)
     overlap(True)
+    overlap_in_backward()
     control_inputs()
 
 

@@ -1,9 +1,11 @@
 """Pieces of a segment: together they are the segment, one after the other."""
 
+import dataclasses
+
 import pytest
 
 from smp_tf.plan import piece
-from smp_tf.plan.graph import node_of
+from smp_tf.plan.graph import Node, node_of
 from smp_tf.plan.piece import split_segment
 from tests.unit.plan.example_graphs import (
     analyse,
@@ -114,3 +116,49 @@ def test_what_is_sent_is_not_in_a_late_piece(seed):
         sent = {cut.tensor for cut in plan.cuts if cut.stage == segment.stage}
         for late in pieces[1:]:
             assert not sent & set(late.outputs)
+
+
+def returning_copies(num_layers):
+    """A chain whose gradients are copied at its end, in the order of the variables, as
+    TensorFlow's functions return them: when all that has a state is over."""
+    graph = chain(num_layers)
+    reads = tuple(node.name for node in graph.nodes if node.is_stateful)
+    over = Node("NoOp", "NoOp", (), reads, ())
+    copy_of = {
+        tensor: f"Identity_{index}:0"
+        for tensor, index in sorted(graph.gradient_of.items(), key=lambda each: each[1])
+    }
+    copies = [
+        dataclasses.replace(
+            graph.by_name[node_of(tensor)],
+            name=node_of(copy),
+            op="Identity",
+            inputs=(tensor,),
+            controls=(over.name,),
+            forward="",
+        )
+        for tensor, copy in copy_of.items()
+    ]
+    return dataclasses.replace(
+        graph,
+        nodes=(*graph.nodes, over, *copies),
+        returns=tuple(copy_of.get(tensor, tensor) for tensor in graph.returns),
+        gradient_of={copy_of[t]: index for t, index in graph.gradient_of.items()},
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_gradients_come_as_backward_makes_them(n):
+    step = analyse(returning_copies(6))
+    plan = step.cut([i * n // 6 for i in range(6)])
+    sizes = gradients_of(step.graph)
+    for segment in plan.segments:
+        pieces = split_segment(step.graph, segment, sizes, 1)
+        check_pieces(step.graph, segment, pieces)
+        made = [t for each in pieces for t in each.outputs if t in sizes]
+        order = [step.graph.gradient_of[tensor] for tensor in made]
+        assert order == sorted(order, reverse=True)
+        if order:
+            # The first of them does not wait for the whole way back.
+            dx = [name for name in pieces[0].nodes if name.endswith("/dx")]
+            assert n > 1 or len(dx) <= 1
