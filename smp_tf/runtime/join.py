@@ -169,7 +169,8 @@ def _join_others(
     values = rendezvous.exchange("hello", json.dumps(hello, default=str).encode())
     hellos = [json.loads(value) for value in values]
     compare_configs([hello["config"] for hello in hellos])
-    _set_threads(share_of_cores(hellos, launch.rank))
+    has_replicas = config.horovod and topology.rdp_size > 1
+    _set_threads(share_of_cores(hellos, launch.rank), has_replicas)
     gpu = pinning.pin_and_tell(launch, config.share_gpu)
 
     # Imports TensorFlow, which the library is linked with.
@@ -304,11 +305,13 @@ def share_of_cores(hellos: Sequence[Mapping[str, Any]], rank: int) -> int:
     return max(1, int(sum(1 / users[core] for core in mine["cores"]) + 1e-6))
 
 
-def _set_threads(threads: int) -> None:
+def _set_threads(threads: int, has_replicas: bool) -> None:
     """Limit TensorFlow to this rank's share of the cores.
 
-    Thread counts that the user has chosen stay, and so does everything where there is a
-    GPU, for then the cores are not what computes.
+    Where replicas average gradients, operations run in two threads at least: a single
+    one would begin with what it has, and average when the step is over. Thread counts
+    that the user has chosen stay, and so does everything where there is a GPU, for then
+    the cores are not what computes.
     """
     import tensorflow as tf
 
@@ -320,7 +323,7 @@ def _set_threads(threads: int) -> None:
         if not (chosen.intra_op or pools.get_intra_op_parallelism_threads()):
             pools.set_intra_op_parallelism_threads(threads)
         if not (chosen.inter_op or pools.get_inter_op_parallelism_threads()):
-            pools.set_inter_op_parallelism_threads(threads)
+            pools.set_inter_op_parallelism_threads(max(threads, 1 + has_replicas))
     except RuntimeError:
         logger.warning(
             "TensorFlow was in use before smp.init(), so its thread pools take all "
