@@ -61,8 +61,7 @@ def _together(name: str) -> Callable[..., Any]:
         with meeting.opened(name, name in _OF_REPLICAS, **told), once.quiet():
             if name in ("fit", "train_on_batch"):
                 require_single_gradients(self.optimizer)
-                if sharding.trains_together() or session.pp_size() > 1:
-                    # Also where a train_step of the user's applies the gradients.
+                if sharding.trains_together():
                     distribute_optimizer(self.optimizer)
                 replicas.align(self)
             if "callbacks" in signature.parameters:
