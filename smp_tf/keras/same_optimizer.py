@@ -96,7 +96,7 @@ def _options(optimizer: Any) -> dict[str, Any]:
     try:
         with tf.init_scope():  # it reads the learning rate
             config = optimizer.get_config()
-    except NotImplementedError:  # of a user's class
+    except Exception:  # a class of the user's, or its schedule, has none
         config = {}
     return {**_plain(config), **options_of(inner)}
 
