@@ -54,6 +54,19 @@ if sys.argv[1] == "fails":
     smp.recv_from(1, smp.WORLD_RANK)
 """
 
+# The script that horovodrun's ranks train with, and its truth, plain Keras.
+TRAINS = """
+import numpy as np
+import smp_tf as smp
+from tests.multiproc import test_horovod_world as script
+
+smp.init({"partitions": 2, "microbatches": 2, "horovod": True, "timeout_s": 60})
+mine, expected = script._train(script.STEPS), script._one_process()
+for name, value in mine.items():
+    np.testing.assert_allclose(value, expected[name], **script.TOLERANCE)
+print(f"rank {smp.rank()} has trained {len(mine)} variables", flush=True)
+"""
+
 # One rank has another idea of the configuration; all learn of it through MPI.
 DIFFERS = """
 import os
@@ -108,6 +121,16 @@ def test_the_dp_group_is_the_world_of_horovod(tmp_path: pathlib.Path) -> None:
         ):
             line = f"rank {rank} of {placement}: {list(mates)} by {how}"
             assert line in output, output
+
+
+@pytest.mark.parametrize("how", ["gloo", "mpi"])
+def test_replicas_of_partitions_train(tmp_path: pathlib.Path, how: str) -> None:
+    if how not in _backends():
+        pytest.skip("Horovod was built without MPI")
+    code, output = _run(tmp_path, TRAINS, HOROVOD_CONTROLLER=how)
+    assert code == 0, output
+    for rank in range(SIZE):
+        assert f"rank {rank} has trained 4 variables" in output, output
 
 
 @pytest.mark.parametrize("how", ["gloo", "mpi"])
