@@ -18,6 +18,7 @@ from smp_tf.data_parallel.buckets import Bucket
 from smp_tf.data_parallel.vectors import divided, joined
 from smp_tf.runtime import session
 from smp_tf.runtime.collectives import Link, in_turns, new_turn
+from smp_tf.runtime.lower import noinline
 
 _Body = tuple[list[tf.Tensor], list[tf.Operation]]
 
@@ -89,13 +90,15 @@ def _is_owner(bucket: Bucket) -> bool:
 def _added_up(mine: tf.Tensor, link: Link) -> tf.Tensor:
     """The sum of what the ranks of the dp_group have, added up in their order. Each is
     received when the one before is added, so that one at a time is in memory."""
+    # In calls, or TensorFlow would make an AddN of several, which begins with whichever
+    # input it may overwrite: other last bits, now and then.
+    spec = tf.TensorSpec(mine.shape, mine.dtype)
+    add = noinline(lambda total, value: total + value, [spec, spec])
     total = None
     for peer in session.get_dp_group():
-        # A control edge also keeps TensorFlow from making one AddN of all, which would
-        # begin with whichever input it may overwrite: other last bits on each owner.
         with tf.control_dependencies([] if total is None else [total.op]):
             value = mine if peer == session.rank() else _from(peer, mine, link)
-        total = value if total is None else total + value
+        total = value if total is None else add(total, value)
     return total
 
 
