@@ -118,6 +118,7 @@ class _Server:
         except (EOFError, ConnectionError) as error:
             raise RuntimeError(self._last_words()) from error
         if event == "started":
+            self.ended.pop(pid, None)  # of an earlier rank: Linux gives numbers again
             self._started.append(pid)
         else:
             (self.ended[pid],) = exit_code

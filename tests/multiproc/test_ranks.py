@@ -1,6 +1,7 @@
 """A rank that is forked is as a rank that is a fresh process."""
 
 import atexit
+import multiprocessing
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tests import rank_process
 from tests.ranks import ROOT, Outcome, run_ranks, start_ranks
 
 _OF_A_LAUNCH = {"HOROVOD_GLOO_RENDEZVOUS_PORT", "SMP_TEST_FOLDER"}
@@ -89,3 +91,16 @@ def test_what_is_read_at_import_makes_a_fresh_process(tmp_path: Path) -> None:
     path = f"{ROOT}{os.pathsep}{tmp_path}"
     (found,) = run_ranks(1, _path, env={"PYTHONPATH": path})
     assert str(tmp_path) in found
+
+
+def test_a_process_number_that_comes_again_is_another_rank() -> None:
+    """Linux gives them again after 32768 processes: fewer than a run of all tests."""
+    server = rank_process._Server.__new__(rank_process._Server)
+    server._ranks, theirs = multiprocessing.Pipe()
+    server.ended, server._started = {}, []
+    for message in (("started", 7), ("ended", 7, 0), ("started", 7)):
+        theirs.send(message)
+    server.receive_all()
+    assert rank_process._ForkedRank(7, server).poll() is None
+    theirs.send(("ended", 7, -9))
+    assert rank_process._ForkedRank(7, server).poll() == -9
