@@ -176,11 +176,6 @@ class Graph:
         name, _, index = tensor.rpartition(":")
         return self.by_name[name].outputs[int(index)]
 
-    def inputs_of(self, node: Node) -> Iterator[Node]:
-        """The nodes whose outputs ``node`` reads (data edges only)."""
-        for tensor in node.inputs:
-            yield self.by_name[node_of(tensor)]
-
     def ancestors(
         self, tensors: Iterable[str], *, with_controls: bool = True
     ) -> frozenset[str]:
