@@ -61,14 +61,14 @@ def test_partition_is_ignored_with_one_warning() -> None:
         with pytest.warns(UserWarning, match="auto_partition is true.*default_part"):
             step = step_of(Placed())
             step(tf.ones([1, 3]))
-        with warnings.catch_warnings(action="error"):
+        with warnings.catch_warnings(action="error", category=UserWarning):
             step(tf.ones([2, 3]))  # traced again
 
 
 def test_partition_is_followed_in_silence_when_it_decides() -> None:
     with session(auto_partition=False, default_partition=0):
         model = Placed()
-        with warnings.catch_warnings(action="error"):
+        with warnings.catch_warnings(action="error", category=UserWarning):
             step_of(model)(tf.ones([1, 3]))
         assert set(model.placement.owner.values()) == {0}
 
