@@ -49,6 +49,7 @@ from smp_tf.plan.program import (
 )
 from smp_tf.plan.segment import Segment, SegmentPlan
 from smp_tf.runtime.arguments import Feed, TensorArgument
+from smp_tf.runtime.implementations import unwanted_optimizers
 from smp_tf.runtime.lower import noinline
 
 FEW_ADDS = 4
@@ -275,7 +276,8 @@ class _Emitter:
 
     def _calls(self, function: Any) -> graphs.Calls:
         self.called.append(function)
-        return graphs.Calls(function, self.call_type)
+        without = unwanted_optimizers(function.graph)
+        return graphs.Calls(function, self.call_type, without)
 
     # --- the timeline
 

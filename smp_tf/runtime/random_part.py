@@ -105,17 +105,24 @@ def library_of(graph_def: Any) -> dict[str, Any]:
 
 def types_inside(nodes: Iterable[Any], library: Mapping[str, Any]) -> set[str]:
     """Types of the operations in NodeDefs and in all functions that they call."""
-    waiting, seen, found = list(nodes), set[str](), set[str]()
+    nodes = list(nodes)
+    for name in functions_inside(nodes, library):
+        nodes += library[name].node_def
+    return {node.op for node in nodes} - library.keys()
+
+
+def functions_inside(nodes: Iterable[Any], library: Mapping[str, Any]) -> set[str]:
+    """Names of the functions that NodeDefs call, that those call, and so on."""
+    waiting, found = list(nodes), set[str]()
     while waiting:
         node = waiting.pop()
-        found.add(node.op)
         called = {node.op}
         for value in node.attr.values():
             called |= {each.name for each in (value.func, *value.list.func)}
-        for name in sorted(called & library.keys() - seen):
-            seen.add(name)
+        for name in sorted(called & library.keys() - found):
+            found.add(name)
             waiting += library[name].node_def
-    return found - library.keys()
+    return found
 
 
 def importer(graph: Any, graph_def: Any) -> Importer:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 from tensorflow.core.function.polymorphism import function_type as function_type_lib
+from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.eager import record
@@ -130,11 +131,15 @@ class Calls:
     Args:
         operation: type of the operation that calls. If said, it is like TensorFlow's
             own, but has the name of the function in place of the function.
+        without: fields of RewriterConfig: what must not optimize the function.
     """
 
-    def __init__(self, function: Any, operation: str = "") -> None:
+    def __init__(
+        self, function: Any, operation: str = "", without: Sequence[str] = ()
+    ) -> None:
         self._function = function
         self._type = operation
+        self._without = without
         self._likes: list[tf.Tensor] = []
         self._attributes: dict[str, Any] = {}
 
@@ -167,7 +172,17 @@ class Calls:
             **call.node_def.attr,
             "_disable_call_shape_inference": attr_value_pb2.AttrValue(b=True),
         }
+        if self._without:
+            self._attributes["config_proto"] = self._config()
         if self._type:
             name = self._attributes.pop("f").func.name
             self._attributes["function"] = attr_value_pb2.AttrValue(s=name.encode())
         self._type = self._type or call.type
+
+    def _config(self) -> Any:
+        """What the call has, a ConfigProto, without some of the optimizers."""
+        config = config_pb2.ConfigProto.FromString(self._attributes["config_proto"].s)
+        options = config.graph_options.rewrite_options
+        for name in self._without:
+            setattr(options, name, rewriter_config_pb2.RewriterConfig.OFF)
+        return attr_value_pb2.AttrValue(s=config.SerializeToString())
