@@ -50,12 +50,19 @@ def added_up(
 def total(value: tf.Tensor, group: CommGroup, number: int, label: str) -> tf.Tensor:
     """The sum of a tensor of known shape, as ``collectives.group_sum`` gives it.
 
+    The first call with a type and shape asks the other ranks for theirs.
+
     Args:
         number: of ``group_for``.
+
+    Raises:
+        tf.errors.DataLossError: a rank has another type or shape.
+        TransportError: a rank failed, or did not come within timeout_s.
     """
     known = _known.of(session.current("allreduce"))
     key = group, value.dtype, tuple(value.shape.as_list())
     if key not in known.functions:
+        _compare(value, group, label)
         with graphs.outside_of_graphs():
             known.functions[key] = in_turns(
                 "smp_gpu_sum",
@@ -66,6 +73,18 @@ def total(value: tf.Tensor, group: CommGroup, number: int, label: str) -> tf.Ten
             )
     with graphs.without_tapes():
         return known.functions[key](value)[0]
+
+
+def _compare(value: tf.Tensor, group: CommGroup, label: str) -> None:
+    """NCCL would add up what is not alike, or wait for ever."""
+    messages = session.current("allreduce").messages
+    mine = f"{value.dtype.name} {value.shape.as_list()}"
+    every = dict(zip(messages.members(group), messages.allgather(mine, group)))
+    if len(set(every.values())) > 1:
+        told = "; ".join(f"rank {rank}: {text}" for rank, text in every.items())
+        raise tf.errors.DataLossError(
+            None, None, f"smp_tf: the ranks add up other tensors: {label}: {told}"
+        )
 
 
 def _summed(
