@@ -32,6 +32,10 @@ def main() -> None:
     # A core that went away (another container's limits) is no reason to fail.
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, [int(os.environ["SMP_TEST_CORE"])])
+    if fake := os.environ.get("SMP_TEST_FAKE_DEVICE"):
+        from tests.fake_device import library
+
+        library.load(pathlib.Path(fake))
     folder = pathlib.Path(os.environ["SMP_TEST_FOLDER"])
     work = pickle.loads((folder / "work").read_bytes())
     faulthandler.enable()

@@ -30,6 +30,7 @@ from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
 from horovod.runner.http.http_server import RendezvousServer
 
 from tests import rank_process
+from tests.fake_device import library
 from tests.rank_process import RankProcess
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -201,9 +202,18 @@ def _start(
 
 
 def _gpu_variables() -> dict[str, str]:
-    """No rank sees a GPU, unless tests/gpu/with_tensorflow.sh wants them to."""
-    if "TESTS_ON_GPU" not in os.environ:
+    """No rank sees a GPU, unless TESTS_ON_GPU is "fake" (tests/fake_device), or "real"
+    as tests/gpu/with_tensorflow.sh has it.
+    """
+    where = os.environ.get("TESTS_ON_GPU")
+    if where is None:
         return {"CUDA_VISIBLE_DEVICES": ""}
+    if where == "fake":
+        return {
+            "CUDA_VISIBLE_DEVICES": "",  # until it is loaded
+            "SMP_CONFIG": '{"share_gpu": true}',
+            "SMP_TEST_FAKE_DEVICE": str(library.build()),
+        }
     names = ("SMP_CONFIG", "NCCL_MULTI_RANK_GPU_ENABLE")
     return {name: os.environ[name] for name in names}
 

@@ -33,6 +33,26 @@ Names& GetNames() {
   return *names;
 }
 
+// Half of a float, as bfloat16 is; the compilers of today have no type for it yet.
+struct Bfloat16 {
+  explicit Bfloat16(float value) {
+    uint32_t wide;
+    std::memcpy(&wide, &value, sizeof wide);
+    bits = static_cast<uint16_t>((wide + 0x7fff + (wide >> 16 & 1)) >> 16);
+  }
+  Bfloat16() = default;
+  float operator+(Bfloat16 other) const { return Wide() + other.Wide(); }
+
+ private:
+  float Wide() const {
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float value;
+    std::memcpy(&value, &wide, sizeof value);
+    return value;
+  }
+  uint16_t bits = 0;
+};
+
 template <typename Type>
 void AddAs(const FakeSum& sum) {
   std::vector<Type> total(sum.count, Type(0));
@@ -116,6 +136,9 @@ size_t SizeOfFakeType(NcclType type) {
     case kNcclInt8:
     case kNcclUint8:
       return 1;
+    case kNcclFloat16:
+    case kNcclBfloat16:
+      return 2;
     case kNcclInt32:
     case kNcclUint32:
     case kNcclFloat32:
@@ -140,6 +163,10 @@ void FakeSum::Add() const {
     case kNcclInt64:
     case kNcclUint64:
       return AddAs<uint64_t>(*this);
+    case kNcclFloat16:
+      return AddAs<_Float16>(*this);
+    case kNcclBfloat16:
+      return AddAs<Bfloat16>(*this);
     case kNcclFloat32:
       return AddAs<float>(*this);
     case kNcclFloat64:

@@ -32,6 +32,7 @@ smp::CudaResult cuLaunchHostFunc(smp::CudaStream stream, smp::CudaHostFunction c
                                  void* argument);
 smp::CudaResult cuCtxGetCurrent(smp::CudaContext* context);
 smp::CudaResult cuCtxSynchronize();
+smp::CudaResult cuStreamSynchronize(smp::CudaStream stream);
 }
 
 #endif  // SMP_TF_KERNELS_TESTS_FAKE_CUDA_H_

@@ -65,8 +65,8 @@ class TruthStore:
             AssertionError: it failed, or took longer than ``timeout`` seconds.
         """
         if (compute, name) not in self._known:
-            truths = Truths(self._folder / str(len(self._known)))
-            truths.folder.mkdir()
+            # Not one that an earlier call has left, which failed.
+            truths = Truths(pathlib.Path(tempfile.mkdtemp(dir=self._folder)))
             run_ranks(_PROCESSES, compute, name, truths, timeout=timeout)
             self._known[compute, name] = truths
         return self._known[compute, name]
