@@ -59,8 +59,8 @@ def run_rank(mode: str) -> None:
     import smp_tf as smp  # isort: skip  (first: it selects Keras 2)
 
     import tensorflow as tf
+    from blocks import stack
 
-    from smp_tf.examples.char_gpt import Block
     from smp_tf.frontend.hooks import optimizer_slots
 
     config = MODES[mode]
@@ -69,17 +69,7 @@ def run_rank(mode: str) -> None:
     smp.init({"microbatches": microbatches, "optimize": "speed", **config})
     tf.keras.utils.set_random_seed(1)
 
-    class Blocks(smp.DistributedModel):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = [Block(DIM, 4) for _ in range(BLOCKS)]
-
-        def call(self, x: Any) -> Any:
-            for block in self.blocks:
-                x = block(x)
-            return x
-
-    model = Blocks()
+    model = stack(smp.DistributedModel, BLOCKS, DIM, heads=4)
     optimizer = smp.DistributedOptimizer(tf.keras.optimizers.Adam(1e-3))
 
     @smp.step

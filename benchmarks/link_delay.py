@@ -57,8 +57,8 @@ def run_rank(schedule: str, library: str, partition: str) -> None:
     import smp_tf as smp  # isort: skip  (first: it selects Keras 2)
 
     import tensorflow as tf
+    from blocks import stack
 
-    from smp_tf.examples.char_gpt import Block
     from tests import slow_link
 
     slow_link.use(Path(library))
@@ -74,17 +74,7 @@ def run_rank(schedule: str, library: str, partition: str) -> None:
         }
     )
 
-    class Blocks(smp.DistributedModel):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = [Block(DIM, 4) for _ in range(BLOCKS)]
-
-        def call(self, x: Any) -> Any:
-            for block in self.blocks:
-                x = block(x)
-            return x
-
-    model = Blocks()
+    model = stack(smp.DistributedModel, BLOCKS, DIM, heads=4)
 
     @smp.step
     def forward_backward(x: Any) -> Any:

@@ -58,23 +58,13 @@ def run_rank(pipeline: str, microbatches: int, length: int) -> None:
     import smp_tf as smp  # isort: skip  (first: it selects Keras 2)
 
     import tensorflow as tf
+    from blocks import stack
 
-    from smp_tf.examples.char_gpt import Block
     from smp_tf.plan.memory import memory_by_rank
 
     smp.init({"microbatches": microbatches, "pipeline": pipeline})
 
-    class Blocks(smp.DistributedModel):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = [Block(DIM, 4) for _ in range(BLOCKS)]
-
-        def call(self, x: Any) -> Any:
-            for block in self.blocks:
-                x = block(x)
-            return x
-
-    model = Blocks()
+    model = stack(smp.DistributedModel, BLOCKS, DIM, heads=4)
 
     @smp.step
     def forward_backward(rows: Any) -> Any:

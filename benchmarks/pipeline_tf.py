@@ -23,32 +23,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import smp_tf as smp  # isort: skip  # noqa: E402  (first: it selects Keras 2)
 
+import blocks  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tf_keras as keras  # noqa: E402
 
-from smp_tf.examples.char_gpt import Block  # noqa: E402
 from smp_tf.plan.memory import memory_by_rank  # noqa: E402
 
 SEED = 1
 
 
 def stack(base: type) -> Any:
-    """The blocks, one after the other, as a model of this class."""
-
-    class Stack(base):  # type: ignore[misc, valid-type]
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = [
-                Block(teams.DIM, teams.HEADS) for _ in range(teams.BLOCKS)
-            ]
-
-        def call(self, hidden: tf.Tensor) -> tf.Tensor:
-            for block in self.blocks:
-                hidden = block(hidden)
-            return hidden
-
+    """The blocks, as a model of this class, with the same weights each time."""
     keras.utils.set_random_seed(SEED)
-    return Stack()
+    return blocks.stack(base, teams.BLOCKS, teams.DIM, teams.HEADS)
 
 
 class Player:
