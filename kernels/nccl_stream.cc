@@ -25,6 +25,17 @@ Status NcclStream::Check(NcclResult result, const char* what) const {
   return {Code::kUnavailable, std::string(what) + ": " + nccl_->Text(result, comm_)};
 }
 
+Status NcclStream::Settle(NcclResult result, const char* what) {
+  while (result == kNcclInProgress) {
+    std::this_thread::sleep_for(kPause);
+    std::lock_guard<std::mutex> lock(ending_);
+    if (ended_) return {Code::kUnavailable, std::string(what) + ": it was given up"};
+    const NcclResult asked = nccl_->CommGetAsyncError(comm_, &result);
+    if (asked != kNcclSuccess) result = asked;
+  }
+  return Check(result, what);
+}
+
 Status NcclStream::Meet(const std::string& id, int size, int place) {
   NcclId nccl_id;
   if (id.size() != sizeof nccl_id.bytes) {
@@ -34,7 +45,7 @@ Status NcclStream::Meet(const std::string& id, int size, int place) {
   std::memcpy(nccl_id.bytes, id.data(), id.size());
   const GpuDevice::Current current(*device_);
   Status status =
-      Check(nccl_->CommInitRank(&comm_, size, nccl_id, place), "ncclCommInitRank");
+      Settle(nccl_->CommInitRank(&comm_, size, nccl_id, place), "ncclCommInitRank");
   if (status.ok()) status = device_->MakeStream(&stream_);
   if (status.ok()) {
     status = device_->Check(device_->cuda().MemAlloc(&first_, kTryBytes), "cuMemAlloc");
@@ -57,19 +68,15 @@ Status NcclStream::Launch(const std::vector<Item>& items, GpuEvent* after) {
     const Status status = device_->Wait(stream_, item.before);
     if (!status.ok()) return status;
   }
-  const bool group = items.size() > 1;
-  Status status;
-  if (group) status = Check(nccl_->GroupStart(), "ncclGroupStart");
+  Status status = Check(nccl_->GroupStart(), "ncclGroupStart");
   if (!status.ok()) return status;
   for (const Item& item : items) {
     // All of them know that there is nothing to move.
     if (item.buffer.bytes > 0) status = Put(item);
     if (!status.ok()) break;
   }
-  if (group) {
-    const Status ended = Check(nccl_->GroupEnd(), "ncclGroupEnd");
-    if (status.ok()) status = ended;
-  }
+  const Status ended = Settle(nccl_->GroupEnd(), "ncclGroupEnd");
+  if (status.ok()) status = ended;
   if (!status.ok()) return status;
   return device_->Record(stream_, after);
 }

@@ -59,6 +59,10 @@ class NcclStream {
   CudaStream stream_ = nullptr;
 
  private:
+  // Waits for a call that goes on in NCCL's own thread, as they do with
+  // NCCL_COMM_BLOCKING=0; as the others do, it may wait for ever, until Abort.
+  Status Settle(NcclResult result, const char* what);
+
   CudaAddress first_ = 0;  // the first byte
   std::mutex ending_;
   bool ended_ = false;

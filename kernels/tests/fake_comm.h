@@ -51,6 +51,7 @@ class FakeComm {
 
   std::atomic<bool> aborted{false};
   std::atomic<int> pending{0};  // work on streams
+  std::atomic<int> unsettled{0};  // how often it still says that a call is in progress
 
  private:
   FakeBoard* board_ = nullptr;

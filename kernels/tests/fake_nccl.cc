@@ -32,6 +32,7 @@ constexpr NcclResult kCudaError = 1;
 constexpr NcclResult kInternalError = 3;
 constexpr NcclResult kInvalidArgument = 4;
 constexpr NcclResult kInvalidUsage = 5;
+constexpr int kSettles = 3;
 
 struct State {
   std::atomic<int> aborts{0}, operations{0}, launches{0}, mistakes{0};
@@ -42,7 +43,11 @@ struct State {
   State() {
     const char* const text = std::getenv("FAKE_NCCL_ASYNC_ERROR");
     if (text != nullptr) async_error = std::atoi(text);
+    const char* const blocks = std::getenv("NCCL_COMM_BLOCKING");
+    returns_early = blocks != nullptr && std::atoi(blocks) == 0;
   }
+
+  bool returns_early = false;
 };
 
 // Never destroyed: work on streams outlives main().
@@ -70,6 +75,13 @@ std::shared_ptr<FakeComm> Find(NcclComm comm) {
   return found == Get().comms.end() ? nullptr : found->second;
 }
 
+// What a call says that has gone well, and may go on in NCCL's own thread.
+NcclResult InProgress(FakeComm* comm) {
+  if (!Get().returns_early) return kNcclSuccess;
+  comm->unsettled = kSettles;
+  return kNcclInProgress;
+}
+
 void RunOnStream(void* argument) {
   const std::unique_ptr<FakeLaunch> launch(static_cast<FakeLaunch*>(argument));
   launch->Run();
@@ -81,7 +93,9 @@ NcclResult LaunchAll(std::vector<FakeLaunch> launches) {
   for (FakeLaunch& launch : launches) {
     if (!launch.AwaitPeers()) return kInternalError;
   }
+  NcclResult result = kNcclSuccess;
   for (FakeLaunch& launch : launches) {
+    result = InProgress(launch.comm.get());
     ++Get().launches;
     Get().operations += launch.operations;
     ++launch.comm->pending;
@@ -92,7 +106,7 @@ NcclResult LaunchAll(std::vector<FakeLaunch> launches) {
     }
     work.release();
   }
-  return kNcclSuccess;
+  return result;
 }
 
 // Where the operations of a communicator on this stream go.
@@ -115,6 +129,8 @@ NcclResult Enqueue(NcclComm comm, CudaStream stream, const Add& add) {
   if (result == kNcclSuccess) {
     if (found == nullptr) {
       result = Mistake(kInvalidArgument, "an operation on no communicator");
+    } else if (found->unsettled > 0) {
+      result = Mistake(kInvalidUsage, "an operation before the last call is over");
     } else if ((launch = LaunchOf(found, stream)) == nullptr) {
       result = Mistake(kInvalidUsage, "two streams in a group");
     } else {
@@ -205,7 +221,7 @@ NcclResult ncclCommInitRank(NcclComm* comm, int size, NcclId id, int rank) {
   *comm = new NcclCommTag{made};
   std::lock_guard<std::mutex> lock(Get().mutex);
   Get().comms[*comm] = made;
-  return kNcclSuccess;
+  return InProgress(made.get());
 }
 
 NcclResult ncclCommDestroy(NcclComm comm) {
@@ -223,8 +239,10 @@ NcclResult ncclCommAbort(NcclComm comm) {
 }
 
 NcclResult ncclCommGetAsyncError(NcclComm comm, NcclResult* error) {
-  if (Find(comm) == nullptr) return Mistake(kInvalidArgument, "ncclCommGetAsyncError");
-  *error = Get().async_error;
+  const auto found = Find(comm);
+  if (found == nullptr) return Mistake(kInvalidArgument, "ncclCommGetAsyncError");
+  const bool is_over = found->unsettled == 0 || --found->unsettled == 0;
+  *error = is_over ? Get().async_error.load() : kNcclInProgress;
   return kNcclSuccess;
 }
 

@@ -4,8 +4,10 @@
 
 #include <chrono>
 #include <csignal>
+#include <cstdlib>
 #include <cstring>
 #include <thread>
+#include <vector>
 
 #include "gpu_rank.h"
 
@@ -52,6 +54,27 @@ void AMissingPeerIsNamed(Process& self) {
   self.Meet();
 }
 
+// With NCCL_COMM_BLOCKING=0 every call of NCCL returns early.
+void CallsThatReturnEarly(Process& self) {
+  setenv("NCCL_COMM_BLOCKING", "0", 1);
+  GpuRank gpu(self);
+  gpu.Connect();
+  int group = -1;
+  CHECK_EQ(gpu.ConnectGroup({0, 1}, &group).text, "");
+  const int peer = 1 - self.rank;
+  std::vector<Outcome> outcomes;
+  std::vector<Memory> memory;
+  for (int i = 0; i < 5; ++i) {
+    outcomes.push_back(gpu.Send(peer, Memory(1000, i).Give()));
+    memory.emplace_back(1000, 9);
+    outcomes.push_back(gpu.Recv(peer, memory.back().buffer()));
+  }
+  for (const Outcome& outcome : outcomes) CHECK_EQ(outcome.Await().text, "");
+  for (int i = 0; i < 5; ++i) CHECK(memory[i].Text() == Memory::Pattern(1000, i));
+  CHECK_EQ(Fakes().NcclCounts().mistakes, 0);
+  self.Meet();
+}
+
 // It dies when the communicator is there, and its first message is not.
 void DeathWhileConnecting(Process& self) {
   GpuRank gpu(self);
@@ -83,6 +106,7 @@ void DeathWhileConnecting(Process& self) {
 
 int main() {
   using namespace smp::testing;
+  RunProcesses("GPU: calls that return early", 2, CallsThatReturnEarly);
   RunProcesses("GPU: connects while a receive waits", 2, ConnectsWhileAReceiveWaits);
   RunProcesses("GPU: a missing peer is named", 2, AMissingPeerIsNamed);
   RunProcesses("GPU: death while connecting", 2, DeathWhileConnecting, {0, SIGKILL});
