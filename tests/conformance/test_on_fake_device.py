@@ -14,6 +14,8 @@ from tests.conformance.table import Row, Table
 from tests.conformance.truths import Truths, TruthStore
 from tests.fake_device import library
 
+pytestmark = pytest.mark.skipif(library.why_not() != "", reason=library.why_not())
+
 _Check = Callable[[str, int, list[tuple[int, str]], Truths], list[Row]]
 
 

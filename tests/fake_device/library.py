@@ -6,6 +6,8 @@ pinning, placement, the kernels for GPUs, their transport, sums. What computes a
 CPU's kernels; what is asynchronous on a GPU, and how fast one is, is not seen.
 
     TESTS_ON_GPU=fake python -m pytest tests/..     any test with it, on every rank
+
+Some tests are about what there is not then: cores for each rank, timelines.
 """
 
 import ctypes
@@ -79,6 +81,15 @@ def build() -> pathlib.Path:
         subprocess.run(command, check=True)
         partial.replace(library)
     return library.parent
+
+
+def why_not() -> str:
+    """Why the fakes cannot take the place of CUDA's libraries; "" if they can."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ""
+    return "CUDA's driver is there, which TensorFlow loads first: see tests/gpu/run.sh"
 
 
 def load(folder: pathlib.Path) -> None:

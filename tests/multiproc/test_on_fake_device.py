@@ -19,6 +19,8 @@ from tests.fake_device import library
 from tests.multiproc.test_training_failures import _train
 from tests.ranks import Outcome, run_ranks, start_ranks
 
+pytestmark = pytest.mark.skipif(library.why_not() != "", reason=library.why_not())
+
 CULPRIT = 1
 LIMIT_SECONDS = 10.0  # for every other rank to end after one has failed
 
