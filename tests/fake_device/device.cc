@@ -1,14 +1,15 @@
 // A GPU for TensorFlow that is not there, over the memory of the host: for tests only.
 //
 // TensorFlow places operations on it, copies to it and from it, and runs their kernels,
-// as with a GPU. Operations compute by the kernels of kernels.cc; those of smp_tf are the
-// real ones, over the fakes of CUDA and NCCL. What is freed is overwritten at once, so
+// as with a GPU. They compute by the kernels of kernels.cc; those of smp_tf are the real
+// ones, over the fakes of CUDA and NCCL. What is freed is overwritten at once, so
 // that a message that would still need it is found.
 //
 // To be loaded before TensorFlow is first used, after libfake_cuda.so.
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <typeinfo>

@@ -50,16 +50,13 @@ OpKernel* Make(OpKernelConstruction* construction) {
 // hand tensors on, or run functions.
 bool TouchesData(const std::string& op) {
   static const std::set<std::string> none = {
-      "_Arg",         "_ArrayToList",    "_HostRecv",       "_HostSend",
-      "_ListToArray", "_Recv",           "_Retval",         "_Send",
-      "_SwitchN",     "Case",            "Enter",           "Exit",
-      "FakeParam",    "For",             "Identity",        "IdentityN",
-      "If",           "LoopCond",        "Merge",           "NextIteration",
-      "NoOp",         "PartitionedCall", "PreventGradient", "RefEnter",
-      "RefExit",      "RefMerge",        "RefNextIteration", "RefSwitch",
-      "RemoteCall",   "StatefulPartitionedCall", "StatelessCase", "StatelessIf",
-      "StatelessWhile", "StopGradient",  "Switch",          "SymbolicGradient",
-      "While",        "XlaLaunch"};
+      "Case", "Enter", "Exit", "FakeParam", "For", "Identity", "IdentityN", "If",
+      "LoopCond", "Merge", "NextIteration", "NoOp", "PartitionedCall",
+      "PreventGradient", "RefEnter", "RefExit", "RefMerge", "RefNextIteration",
+      "RefSwitch", "RemoteCall", "StatefulPartitionedCall", "StatelessCase",
+      "StatelessIf", "StatelessWhile", "StopGradient", "Switch", "SymbolicGradient",
+      "While", "XlaLaunch", "_Arg", "_ArrayToList", "_HostRecv", "_HostSend",
+      "_ListToArray", "_Recv", "_Retval", "_Send", "_SwitchN"};
   return none.count(op) == 0;
 }
 
