@@ -51,15 +51,16 @@ def check_on_gpus(
 
 @pytest.mark.timeout(2 * LIMIT_SECONDS + 20)
 @pytest.mark.parametrize(
-    ("module", "write", "themes", "size"),
+    ("check", "write", "themes", "size"),
     [
-        (test_scripts, write_scripts, "differentiation+dtypes", 2),
-        (test_scripts, write_scripts, "flow+reuse+state", 3),
-        (test_jobs, write_jobs, "calls+signatures", 2),  # sizes that are sent ahead
+        (test_scripts.check_themes, write_scripts, "differentiation+dtypes", 2),
+        (test_scripts.check_themes, write_scripts, "flow+reuse+state", 3),
+        # Sizes that are sent ahead.
+        (test_jobs.check_themes, write_jobs, "calls+signatures", 2),
     ],
 )
 def test_equals_one_process(
-    module: object,
+    check: _Check,
     write: Callable[[str, Truths], None],
     themes: str,
     size: int,
@@ -67,5 +68,5 @@ def test_equals_one_process(
     store: TruthStore,
 ) -> None:
     truths = store.of(write, themes, LIMIT_SECONDS)
-    check, grid = module.check_themes, GRIDS[size]  # type: ignore[attr-defined]
-    table.run(size, check_on_gpus, themes, grid, truths, check, timeout=LIMIT_SECONDS)
+    given = themes, GRIDS[size], truths, check
+    table.run(size, check_on_gpus, *given, timeout=LIMIT_SECONDS)

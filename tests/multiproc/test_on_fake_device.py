@@ -96,15 +96,15 @@ def test_replicas_train_as_one_process() -> None:
 
 
 class Mixed(smp.DistributedModel):
-    """Numbers go from partition to partition, and back, with and without a GPU."""
+    """From partition to partition, and from the last one to the first."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stack = [tf.keras.layers.Dense(8, "tanh") for _ in range(6)]
+        self.stack = [tf.keras.layers.Dense(8, "tanh") for _ in range(7)]
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         for number, layer in enumerate(self.stack):
-            with smp.partition(number // 2):
+            with smp.partition(number // 2 % 3):
                 x = layer(x)
         return x
 
@@ -146,7 +146,7 @@ def test_ranks_with_and_without_a_gpu() -> None:
     folder = str(library.build())
     found = run_ranks(3, train_mixed, folder, timeout=80, env=env)
     messages, losses = zip(*found)
-    assert messages[0] == messages[2], "the same messages at both ends"
+    assert messages[0] == messages[2] > 0, "the same messages at both ends"
     assert losses[0] == losses[1] == losses[2] and losses[0][-1] < losses[0][0] / 2
 
 
